@@ -3,7 +3,8 @@
  * cpu.h - the software vCPU's working state and the contract between its parts.
  *
  *   vm.c       the ABI of hvi.h: ioctl, mmap, run loop's entry and exit, replies
- *   exec.c     block cache, decode loop, dispatch, single-step
+ *   block.c    decoding, block cache, self-modifying code
+ *   exec.c     dispatch, run loop, single-step
  *   mmu.c      guest paging, EPT views, soft TLB (fast path inline in mmu.h)
  *   event.c    exceptions, interrupts, IRET, the stack switch
  *   seg.c      descriptor loads, far transfers
@@ -97,13 +98,16 @@ struct op {
 	u8 asize;	/* address size, bytes: 2, 4, 8 */
 	u8 flags;	/* OP_* */
 	u32 aux;	/* for the translator */
+	u32 msize;	/* bytes of the memory operand, 0 for none (filled by block.c) */
 	void *ptr;	/* for the translator; e.g. the native stub */
 };
+/* Ops are shared by all vCPUs of a VM: nothing of one vCPU may be stored in them. */
 #define OP_LOCK		(1u << 0)
 #define OP_REP		(1u << 1)	/* F3 */
 #define OP_REPNE	(1u << 2)	/* F2 */
 #define OP_SLOW_EA	(1u << 3)	/* limits or wrapping: use ea_slow */
 #define OP_STACK_SEG	(1u << 4)	/* SS-relative: #SS instead of #GP */
+#define OP_MEM_WRITE	(1u << 5)	/* the memory operand is written (filled by block.c) */
 
 struct tlb_entry {
 	u64 tag_r, tag_w, tag_x;	/* linear page | generation, or ~0 */
@@ -130,6 +134,7 @@ struct cpu {
 	u8 code_bits;		/* 16, 32, 64: default operand/address size of CS */
 	u8 stack_size;		/* 2, 4, 8: of SP */
 	bool long_mode;		/* EFER.LMA */
+	u8 canon_shift;		/* 16 with 48-bit linear addresses, 7 with 57-bit ones */
 
 	u64 cr0, cr2, cr3, cr4, cr8, xcr0, efer;
 
@@ -138,6 +143,16 @@ struct cpu {
 
 	jmp_buf out;		/* exec.c: cpu_raise and exits */
 	const struct op *cur;	/* set by every slow path: the instruction at work */
+
+	/* Dispatch (block.c, exec.c). */
+	u64 icount;		/* instructions retired before the current block */
+	u64 icount_stop;	/* leave at a block's end from here on */
+	struct block *blk;	/* the block at work */
+	struct jump *jumps;	/* RIP -> block */
+	u64 jump_key;		/* what an entry of jumps[] must carry to hold now */
+	u32 epoch;		/* entry from the engine; blocks older than it are verified */
+	u32 rep_limit;		/* iterations that a REP instruction may do before it must
+				 * cpu_jump(c, o, op_rip(c, o)) to itself; 1 when stepping */
 
 	/* The rest (MSRs, tables, block cache, vm, page, reply overrides, icount...) is exec.c's and vm.c's: */
 	struct cpu_more *more;
@@ -160,8 +175,21 @@ static inline u64 op_next_rip(const struct cpu *c, const struct op *o)
 }
 
 /*
- * Leave the block and go on at `rip` (canonical and limit checks done here:
- * #GP(0) before anything is committed). Last statement of a branch handler.
+ * Whether a near branch may go to rip: canonical in 64-bit mode, within the
+ * limit of CS elsewhere. A handler that commits something (CALL's push, RET's
+ * RSP) before its cpu_jump asks first, and raises #GP(0).
+ */
+static inline bool cpu_can_jump(const struct cpu *c, u64 rip)
+{
+	if (c->code_bits == 64)
+		return (u64)((i64)(rip << c->canon_shift) >> c->canon_shift) == rip;
+	return (u32)rip <= c->seg[HVI_CS].limit;
+}
+
+/*
+ * Leave the block and go on at `rip` (checks as cpu_can_jump: #GP(0) at this
+ * instruction, which must not have committed anything unless the handler has
+ * asked). Last statement of a branch handler.
  * A handler that changed the mode, the privilege, IF, or a control register
  * ends its block this way too.
  */
@@ -194,6 +222,13 @@ void mem_probe_read(struct cpu *c, const struct op *o, u64 la, u32 size);
 /* Host address of a linear range inside one page that may be read (write: written) directly, or NULL: then go byte by byte. */
 void *mem_direct(struct cpu *c, const struct op *o, u64 la, u32 size, bool write);
 
+/*
+ * Linear address of seg:off for an access of size bytes, with the checks of
+ * the segment in modes that have them (#SS for SS, #GP otherwise). For
+ * accesses other than the memory operand: the stack, string instructions.
+ */
+u64 seg_linear(struct cpu *c, const struct op *o, u8 seg, u64 off, u32 size, bool write);
+
 /* ---- the guest's RFLAGS as one value ------------------------------------------ */
 static inline u64 flags_all(const struct cpu *c)
 {
@@ -201,6 +236,10 @@ static inline u64 flags_all(const struct cpu *c)
 }
 /* Sets every flag; the caller has applied the masks of the instruction. Ends the block when IF, TF, AC, VM change. */
 void flags_set_all(struct cpu *c, u64 v);
+/* STI and the like: hold external interrupts (mov_ss: and debug traps) off until after the next instruction. */
+void cpu_shadow(struct cpu *c, const struct op *o, bool mov_ss);
+/* INT n, INT3, INTO, INT1: deliver through the IDT; type is an enum hvi_event_type. */
+noreturn void cpu_soft_int(struct cpu *c, const struct op *o, unsigned int vector, unsigned int type);
 
 /* ---- decoding -------------------------------------------------------------------- */
 /* What a translator gets: one decoded instruction. */
