@@ -1,0 +1,114 @@
+import { expect, test } from "bun:test";
+import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import type { Alert, Draft, EptViolation } from "./alert.ts";
+import { JsonLinesSink } from "./jsonl.ts";
+import { AlertQueue } from "./queue.ts";
+import { formatAlert } from "./terminal.ts";
+
+function violation(change: {
+  gva?: number;
+  size?: number;
+  rip?: string;
+  action?: "denied" | "allowed";
+}): Draft<EptViolation> {
+  const { gva = 0x1000, size = 1, rip = "0x10", action = "denied" } = change;
+  return {
+    kind: "violation",
+    type: "ept-violation",
+    tsc: 5,
+    vcpu: 0,
+    protection: "kernel-image",
+    action,
+    reason: "no-exception",
+    technique: "T1014",
+    originator: { kind: "module", module: "evil", symbol: "evil_init+0x4", rip },
+    victim: { kind: "kernel-text", symbol: "vfs_read+0x0", gva: `0x${gva.toString(16)}`, gpa: "0x2000" },
+    access: { kind: "write", size, old: "00".repeat(size), new: "cc".repeat(size), count: 1 },
+    process: { pid: 7, tgid: 7, comm: "insmod" },
+  };
+}
+
+function collect(): { queue: AlertQueue; seen: Alert[] } {
+  const seen: Alert[] = [];
+  const queue = new AlertQueue([{ write: (alert) => seen.push(alert), close: () => {} }]);
+  return { queue, seen };
+}
+
+test("nothing reaches a sink before drain, then all of it in order", () => {
+  const { queue, seen } = collect();
+  queue.push(violation({ gva: 0x1000 }));
+  queue.push(violation({ gva: 0x5000 }));
+  expect(seen).toEqual([]);
+  queue.drain();
+  expect(seen.map((a) => a.id)).toEqual([1, 2]);
+  expect(seen.every((a) => a.schema === "hvi.alert/1")).toBe(true);
+});
+
+test("a store that goes on byte by byte is one alert with all bytes", () => {
+  const { queue, seen } = collect();
+  for (let i = 0; i < 16; i++) queue.push(violation({ gva: 0x1000 + i }));
+  queue.drain();
+  expect(seen).toHaveLength(1);
+  const [alert] = seen as EptViolation[];
+  expect(alert?.access).toMatchObject({ size: 16, count: 16, new: "cc".repeat(16) });
+});
+
+test.each([
+  ["another instruction", { gva: 0x1001, rip: "0x20" }],
+  ["a gap", { gva: 0x1002 }],
+  ["the same bytes again", { gva: 0x1000 }],
+  ["another verdict", { gva: 0x1001, action: "allowed" as const }],
+])("%s is an alert of its own", (_what, change) => {
+  const { queue, seen } = collect();
+  queue.push(violation({ gva: 0x1000 }));
+  queue.push(violation(change));
+  queue.drain();
+  expect(seen).toHaveLength(2);
+});
+
+test("an alert already sent is not grown", () => {
+  const { queue, seen } = collect();
+  queue.push(violation({ gva: 0x1000 }));
+  queue.drain();
+  queue.push(violation({ gva: 0x1001 }));
+  queue.drain();
+  expect((seen as EptViolation[]).map((a) => a.access.size)).toEqual([1, 1]);
+});
+
+test("violations are counted by protection and verdict", () => {
+  const { queue } = collect();
+  queue.push(violation({ gva: 0x1000 }));
+  queue.push(violation({ gva: 0x3000 }));
+  queue.push(violation({ gva: 0x5000, action: "allowed" }));
+  expect(queue.violations).toBe(3);
+  expect(Object.fromEntries(queue.counts)).toEqual({
+    "kernel-image denied": 2,
+    "kernel-image allowed": 1,
+  });
+});
+
+test("the JSON-lines file holds every alert, one a line, readable by its owner only", () => {
+  const folder = mkdtempSync(join(tmpdir(), "hvi-alerts-"));
+  try {
+    const path = join(folder, "alerts.jsonl");
+    const queue = new AlertQueue([new JsonLinesSink(path)]);
+    for (let i = 0; i < 300; i++) queue.push(violation({ gva: 0x1000 + 2 * i }));
+    queue.close();
+    const lines = readFileSync(path, "utf8").trimEnd().split("\n");
+    expect(lines).toHaveLength(300);
+    expect(lines.map((l) => (JSON.parse(l) as Alert).id)).toEqual(Array.from({ length: 300 }, (_, i) => i + 1));
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
+});
+
+test("the terminal line says verdict, victim, bytes, originator and process", () => {
+  const { queue, seen } = collect();
+  queue.push(violation({ size: 2 }));
+  queue.drain();
+  expect(formatAlert(seen[0] as Alert)).toBe(
+    "DENIED kernel-image: write of 2 bytes at vfs_read+0x0 (kernel-text) 0000 -> cccc by evil_init+0x4 [evil] in insmod[7]",
+  );
+});
