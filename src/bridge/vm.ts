@@ -114,11 +114,14 @@ export class Vm {
   }
 
   private ioctl(request: number, argument: Block): void {
+    this.check();
     const result = this.backend.ioctl(request, argument);
     if (result < 0) this.fail(request, -result);
   }
-  private fail(request: number, errno: number): never {
+  private check(): void {
     if (!this.open) throw new Error("the virtual machine is closed");
+  }
+  private fail(request: number, errno: number): never {
     throw new HviError(abi.hviIoctlNames[request] ?? `ioctl ${request}`, errno);
   }
   private vcpuOp(request: number, vcpu: number, groups: number): void {
@@ -164,6 +167,7 @@ export class Vm {
     });
   }
   private map(offset: number, size: number, chunk: number): ArrayBuffer[] {
+    this.check();
     const result = this.backend.map(offset, size, chunk);
     if (typeof result === "number") throw new HviError("mmap", -result);
     return result;
@@ -188,6 +192,7 @@ export class Vm {
    * @param deadline guest TSC at which to stop with HVI_EXIT_DEADLINE
    */
   run(deadline?: number): Vcpu {
+    this.check();
     const b = this.runBlock;
     if (deadline === undefined) {
       b.u32[abi.RUN_FLAGS >>> 2] = 0;
