@@ -42,6 +42,16 @@ struct operand {
 	bool bounced;
 };
 
+/* Where the stub can read or write the operand itself: the soft TLB's hit, as in ld and st of mmu.h. */
+static inline void *direct(struct cpu *c, const struct op *o, u64 la, u32 size, bool write)
+{
+	const struct tlb_entry *e = tlb_slot(c, la);
+
+	if (likely((write ? e->tag_w : e->tag_r) == tlb_tag(c, la, size)))
+		return (void *)(la + (u64)e->addend);
+	return mem_direct(c, o, la, size, write);
+}
+
 static inline struct operand operand(struct cpu *c, const struct op *o, const struct form *f)
 {
 	struct operand m = { 0, NULL, false };
@@ -52,7 +62,7 @@ static inline struct operand operand(struct cpu *c, const struct op *o, const st
 	if (unlikely(m.la & f->align))
 		raise_gp0(c, o);
 	if (!(f->bits & FORM_STORE)) {
-		m.host = mem_direct(c, o, m.la, f->mem, false);
+		m.host = direct(c, o, m.la, f->mem, false);
 		if (!m.host) {
 			m.host = native(c)->bounce;
 			mem_read(c, o, m.la, m.host, f->mem);
@@ -60,7 +70,7 @@ static inline struct operand operand(struct cpu *c, const struct op *o, const st
 		return m;
 	}
 	if (f->bits & FORM_DIRECT)
-		m.host = mem_direct(c, o, m.la, f->mem, true);
+		m.host = direct(c, o, m.la, f->mem, true);
 	if (!m.host) {
 		m.host = native(c)->bounce;
 		m.bounced = true;
@@ -191,6 +201,11 @@ static void run_nothing(struct cpu *c, const struct op *o)
 	NEXT(c, o);
 }
 
+static void run_undefined(struct cpu *c, const struct op *o)
+{
+	raise_ud(c, o);
+}
+
 /* ---- translation -------------------------------------------------------------------------- */
 
 const ZydisDecodedOperand *native_memory_operand(const struct insn *in)
@@ -317,8 +332,15 @@ enum xlate native_translate(struct cpu *c, const struct insn *in, struct op *o)
 		o->fn = run_nothing;
 		return XLATE_NEXT;
 	}
-	if (!native(c)->has[in->z.meta.isa_set])
+	switch (native(c)->has[in->z.meta.isa_set]) {
+	case SET_RUNS:
+		break;
+	case SET_ABSENT:
+		o->fn = run_undefined;
+		return XLATE_END;
+	default:
 		return XLATE_NO;
+	}
 	f.need = needs(in, r);
 	o->aux = f.need;
 	o->fn = native_x87_control(in, o);

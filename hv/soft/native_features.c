@@ -96,15 +96,16 @@ static bool offered(const u32 leaf[LEAVES], const struct set *s)
 	       (!s->avx || (leaf[L1_ECX] >> AVX_BIT & 1));
 }
 
-void native_find_sets(bool has[ZYDIS_ISA_SET_MAX_VALUE + 1])
+void native_find_sets(u8 has[ZYDIS_ISA_SET_MAX_VALUE + 1])
 {
 	u32 leaf[LEAVES];
 
 	host(leaf);
 	for (u32 i = 0; i <= ZYDIS_ISA_SET_MAX_VALUE; i++)
-		has[i] = false;
+		has[i] = SET_OTHER;
 	for (u32 i = 0; i < sizeof(sets) / sizeof(sets[0]); i++)
-		has[sets[i].set] = offered(leaf, &sets[i]);
+		has[sets[i].set] = offered(leaf, &sets[i]) ? SET_RUNS : SET_ABSENT;
+	has[ZYDIS_ISA_SET_XSAVEC] = SET_ABSENT;
 }
 
 void native_features(struct native_features *f)

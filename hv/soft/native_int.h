@@ -91,7 +91,7 @@ struct native {
 	u8 xsave[1024];		/* first: c->xsave points here */
 	u8 image[512];		/* a copy to run on */
 	u8 bounce[128];
-	bool has[ZYDIS_ISA_SET_MAX_VALUE + 1];
+	u8 has[ZYDIS_ISA_SET_MAX_VALUE + 1];	/* SET_* */
 	u8 *arena_w;		/* the same memory, writable and executable */
 	const u8 *arena_x;
 	u32 used;
@@ -149,8 +149,9 @@ static inline void native_check(struct cpu *c, const struct op *o, u8 need)
 /* native_stub.c */
 const struct form *native_form(struct cpu *c, const struct insn *in, struct form *f);
 
-/* native_features.c: which instruction sets may run. */
-void native_find_sets(bool has[ZYDIS_ISA_SET_MAX_VALUE + 1]);
+/* native_features.c: which instruction sets may run. ABSENT ones are #UD. */
+enum { SET_OTHER, SET_RUNS, SET_ABSENT };
+void native_find_sets(u8 has[ZYDIS_ISA_SET_MAX_VALUE + 1]);
 
 /* native_x87.c, native_xsave.c, native_mask.c: instructions done in C. */
 op_fn native_x87_control(const struct insn *in, struct op *o);

@@ -156,6 +156,48 @@ static u8 vector_number(ZydisRegister r)
 	return (u8)(r - ZYDIS_REGISTER_MM0);
 }
 
+/* The implicit DS:[rDI], which block.c leaves alone; the segment may be overridden. */
+static void implicit_rdi(const struct insn *in, struct op *o, u32 bytes)
+{
+	ZydisRegister seg = ZYDIS_REGISTER_DS;
+	const ZydisDecodedOperand *mem = native_memory_operand(in);
+
+	if (mem && mem->mem.segment != ZYDIS_REGISTER_NONE)
+		seg = mem->mem.segment;
+	o->base = HVI_RDI;
+	o->index = REG_ZERO;
+	o->scale = 0;
+	o->disp = 0;
+	o->size = (u8)bytes;
+	o->msize = bytes;
+	o->flags |= OP_MEM_WRITE;
+	switch (seg) {
+	case ZYDIS_REGISTER_ES:
+		o->seg = HVI_ES;
+		break;
+	case ZYDIS_REGISTER_CS:
+		o->seg = HVI_CS;
+		break;
+	case ZYDIS_REGISTER_SS:
+		o->seg = HVI_SS;
+		o->flags |= OP_STACK_SEG;
+		break;
+	case ZYDIS_REGISTER_FS:
+		o->seg = HVI_FS;
+		break;
+	case ZYDIS_REGISTER_GS:
+		o->seg = HVI_GS;
+		break;
+	default:
+		o->seg = HVI_DS;
+		break;
+	}
+	if (in->code_bits == 64 && o->seg != HVI_FS && o->seg != HVI_GS)
+		o->seg = SEG_FLAT;
+	if (in->code_bits != 64 || o->asize != 8)
+		o->flags |= OP_SLOW_EA;
+}
+
 static op_fn vmaskmov(const struct insn *in, struct op *o, u8 element)
 {
 	bool store = in->op[0].type == ZYDIS_OPERAND_TYPE_MEMORY;
@@ -198,13 +240,13 @@ op_fn native_masked(const struct insn *in, struct op *o)
 		o->aux = NEED_EM0 | NEED_TS0 | NEED_NOMF;
 		o->a = vector_number(in->op[0].reg.value);
 		o->b = vector_number(in->op[1].reg.value);
-		o->size = 8;
+		implicit_rdi(in, o, 8);
 		return maskmovq;
 	case ZYDIS_MNEMONIC_MASKMOVDQU:
 	case ZYDIS_MNEMONIC_VMASKMOVDQU:
 		o->a = vector_number(in->op[0].reg.value);
 		o->b = vector_number(in->op[1].reg.value);
-		o->size = 16;
+		implicit_rdi(in, o, 16);
 		return maskmovdqu;
 	case ZYDIS_MNEMONIC_VMASKMOVPS:
 	case ZYDIS_MNEMONIC_VPMASKMOVD:
