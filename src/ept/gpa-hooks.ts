@@ -1,5 +1,5 @@
 import {
-  type EptRanges,
+  EptRanges,
   HVI_ACCESS_EXEC,
   HVI_ACCESS_GVA,
   HVI_ACCESS_WRITE,
@@ -68,7 +68,7 @@ export class GpaHooks {
   readonly #vm: Vm;
   readonly #view: number;
   readonly #pages = new Map<number, Page>();
-  readonly #ranges: EptRanges;
+  readonly #ranges = new EptRanges();
   #changed: Page[] = [];
   #access: PageAccess | undefined;
 
@@ -76,7 +76,6 @@ export class GpaHooks {
   constructor(vm: Vm, view = 0) {
     this.#vm = vm;
     this.#view = view;
-    this.#ranges = vm.newRanges();
   }
 
   /** Pages with at least one hook. */
@@ -130,7 +129,7 @@ export class GpaHooks {
       page.rights = rights;
       this.#ranges.add(page.gfn, 1, rights);
     }
-    if (this.#ranges.count > 0) this.#vm.setRightsBatch(this.#view, this.#ranges);
+    if (this.#ranges.length > 0) this.#vm.setRightsBatch(this.#view, this.#ranges);
   }
 
   /**

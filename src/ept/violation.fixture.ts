@@ -1,0 +1,29 @@
+import {
+  EXIT_ACCESS,
+  EXIT_GPA,
+  EXIT_GVA,
+  EXIT_REASON,
+  EXIT_SIZE,
+  HVI_ACCESS_GVA,
+  HVI_EXIT_EPT,
+  type Vcpu,
+  type Vm,
+} from "../bridge/index.ts";
+import type { FakeBackend } from "../bridge/fake.ts";
+
+/** Lets the fake backend's vCPU 0 exit with an EPT violation, and returns it. */
+export function violate(
+  vm: Vm,
+  backend: FakeBackend,
+  o: { gpa: number; access: number; size?: number; gva?: number },
+): Vcpu {
+  backend.exits.push((page) => {
+    const words = page(0);
+    words[EXIT_REASON >>> 2] = HVI_EXIT_EPT;
+    words[EXIT_GPA >>> 2] = o.gpa;
+    words[EXIT_SIZE >>> 2] = o.size ?? 0;
+    words[EXIT_GVA >>> 2] = o.gva ?? 0;
+    words[EXIT_ACCESS >>> 2] = o.access | (o.gva === undefined ? 0 : HVI_ACCESS_GVA);
+  });
+  return vm.run();
+}
