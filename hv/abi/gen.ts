@@ -36,26 +36,26 @@ function parseHeader(source: string): Header {
   const text = source.replace(/\/\*[\s\S]*?\*\//g, "").replace(/\\\n/g, " ");
   const header: Header = { defines: [], enums: [], structs: [] };
   for (const m of text.matchAll(/^#define\s+(HVI_\w+)[ \t]+(\S.*)$/gm)) {
-    header.defines.push({ name: m[1]!, hex: /0x|<<|_IO/.test(m[2]!) });
+    header.defines.push({ name: m[1], hex: /0x|<<|_IO/.test(m[2]) });
   }
   for (const m of text.matchAll(/enum\s+(hvi_\w+)\s*\{([^}]*)\}/g)) {
-    const members = m[2]!
+    const members = m[2]
       .split(",")
       .map((s) => s.replace(/=.*/s, "").trim())
       .filter((s) => s !== "");
-    header.enums.push({ name: m[1]!, members });
+    header.enums.push({ name: m[1], members });
   }
   for (const m of text.matchAll(/struct\s+(hvi_\w+)\s*\{([^}]*)\}/g)) {
     const fields: Field[] = [];
-    for (const declaration of m[2]!.split(";")) {
+    for (const declaration of m[2].split(";")) {
       const d = /^\s*(struct\s+(hvi_\w+)|\w+)\s+(.+)$/s.exec(declaration);
       if (!d) continue;
-      for (const declarator of d[3]!.split(",")) {
-        const name = /\w+/.exec(declarator)![0];
+      for (const declarator of d[3].split(",")) {
+        const name = declarator.replace(/\[.*/s, "").trim();
         fields.push({ name, struct: d[2], array: declarator.includes("[") });
       }
     }
-    header.structs.push({ name: m[1]!, fields });
+    header.structs.push({ name: m[1], fields });
   }
   return header;
 }
@@ -89,7 +89,8 @@ function sections(header: Header): Section[] {
       lines: e.members.map((m) => ({ ts: m, expression: m, hex: false })),
     });
   }
-  const page = header.structs.find((s) => s.name === PAGE_STRUCT)!;
+  const page = header.structs.find((s) => s.name === PAGE_STRUCT);
+  if (!page) throw new Error(`hvi.h has no struct ${PAGE_STRUCT}`);
   for (const s of header.structs) {
     const member = page.fields.find((f) => f.struct === s.name && !f.array);
     const onPage =
@@ -159,9 +160,9 @@ function camel(name: string): string {
 
 /** Longest prefix, ending in an underscore, that all names share. */
 function commonPrefix(names: string[]): number {
-  let n = names[0]!.lastIndexOf("_") + 1;
-  while (n > 0 && !names.every((s) => s.startsWith(names[0]!.slice(0, n)))) {
-    n = names[0]!.lastIndexOf("_", n - 2) + 1;
+  let n = names[0].lastIndexOf("_") + 1;
+  while (n > 0 && !names.every((s) => s.startsWith(names[0].slice(0, n)))) {
+    n = names[0].lastIndexOf("_", n - 2) + 1;
   }
   return n;
 }
@@ -180,7 +181,7 @@ export function generateAbi(): string {
   for (const section of parts) {
     out.push("", `// ${section.title}`);
     for (const line of section.lines) {
-      const value = values[i++]!;
+      const value = values[i++];
       if (value > BigInt(Number.MAX_SAFE_INTEGER)) {
         throw new Error(`${line.ts} does not fit a number exactly`);
       }
@@ -197,8 +198,14 @@ export function generateAbi(): string {
     for (const m of e.members) out.push(`  ${byName.get(m)}: "${m.slice(cut)}",`);
     out.push("};");
   }
-  const ioctls = header.defines.filter((d) => new RegExp(`#define\\s+${d.name}\\s+_IO`).test(readFileSync(HEADER, "utf8")));
-  out.push("", "// Names of ioctls, by number", "export const hviIoctlNames: Readonly<Record<number, string>> = {");
+  const ioctls = header.defines.filter((d) =>
+    new RegExp(`#define\\s+${d.name}\\s+_IO`).test(readFileSync(HEADER, "utf8")),
+  );
+  out.push(
+    "",
+    "// Names of ioctls, by number",
+    "export const hviIoctlNames: Readonly<Record<number, string>> = {",
+  );
   for (const d of ioctls) out.push(`  ${byName.get(d.name)}: "${d.name}",`);
   out.push("};", "");
   return out.join("\n");

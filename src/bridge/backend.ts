@@ -16,8 +16,8 @@ export class Block {
   readonly bytes: Uint8Array;
   readonly u32: Uint32Array;
   readonly pointer: Pointer;
-  /** The block that a user pointer in this one points to, if any. */
-  attached: Block | undefined;
+  /** Kept alive as long as this block points to it. */
+  private attached: Block | undefined;
 
   /** @param size bytes; rounded up to a multiple of 8 */
   constructor(size: number) {
@@ -29,7 +29,7 @@ export class Block {
   }
 
   get32(offset: number): number {
-    return this.u32[offset >>> 2]!;
+    return this.u32[offset >>> 2];
   }
   set32(offset: number, value: number): void {
     this.u32[offset >>> 2] = value;
@@ -37,13 +37,18 @@ export class Block {
   /** Unsigned 64-bit field; exact below 2^53. */
   get64(offset: number): number {
     const i = offset >>> 2;
-    return this.u32[i + 1]! * TWO32 + this.u32[i]!;
+    return this.u32[i + 1] * TWO32 + this.u32[i];
   }
   /** Stores a signed or unsigned integer of magnitude below 2^53. */
   set64(offset: number, value: number): void {
     const i = offset >>> 2;
     this.u32[i] = value >>> 0;
     this.u32[i + 1] = Math.floor(value / TWO32) >>> 0;
+  }
+  /** The block that the user pointer in this one points to. */
+  get target(): Block {
+    if (!this.attached) throw new Error("the argument points nowhere");
+    return this.attached;
   }
   /** Stores the address of another block in a user-pointer field. */
   attach(offset: number, target: Block): void {

@@ -9,7 +9,11 @@ import { Vm } from "./vm.ts";
 describe("Vm", () => {
   test("says what the backend is", () => {
     const { vm } = fakeVm();
-    expect(vm.info).toMatchObject({ backend: "fake", abiVersion: abi.HVI_ABI_VERSION, tscKhz: 1e6 });
+    expect(vm.info).toMatchObject({
+      backend: "fake",
+      abiVersion: abi.HVI_ABI_VERSION,
+      tscKhz: 1e6,
+    });
     expect(vm.info.maxGfn).toBe(0xfffffffff);
     expect(vm.has(abi.HVI_CAP_MTF)).toBe(true);
     expect(vm.has(abi.HVI_CAP_SPP)).toBe(false);
@@ -61,7 +65,7 @@ describe("Vm", () => {
     expect(backend.calls.at(-1)).toEqual({ name: "HVI_RUN", args: { deadline: 2 ** 40 + 5 } });
     expect(() => vm.run()).toThrow(HviError);
     expect(backend.replies).toEqual([]);
-    vm.vcpus[1]!.scratch();
+    vm.vcpus[1].scratch();
     backend.exits.push(() => 0);
     vm.run();
     expect(backend.replies).toEqual([abi.HVI_REPLY_SCRATCH]);
@@ -121,7 +125,7 @@ describe("Vm", () => {
     const { vm, backend } = fakeVm();
     const ram = vm.ram;
     const kept = ram.view(0, 16)!;
-    const page = vm.vcpus[0]!.page;
+    const page = vm.vcpus[0].page;
     vm.close();
     vm.close();
     expect(backend.closed).toBe(true);
@@ -137,7 +141,7 @@ describe("Vm", () => {
 describe("Vcpu", () => {
   test("64-bit registers", () => {
     const { vm } = fakeVm();
-    const v = vm.vcpus[0]!;
+    const v = vm.vcpus[0];
     v.setGpr(abi.HVI_RAX, 0x81000000, 0xffffffff);
     expect(v.gpr(abi.HVI_RAX)).toBe(-0x7f000000);
     expect(v.gprExact(abi.HVI_RAX)).toBe(true);
@@ -158,7 +162,7 @@ describe("Vcpu", () => {
 
   test("segments and ring", () => {
     const { vm } = fakeVm();
-    const v = vm.vcpus[0]!;
+    const v = vm.vcpus[0];
     v.setSeg(abi.HVI_GS, 0x2b, -0x776000000000, 0xffffffff, 0xc0f3);
     v.setSeg(abi.HVI_SS, 0x2b, 0, 0xffffffff, 0xc0f3);
     expect(v.segBase(abi.HVI_GS)).toBe(-0x776000000000);
@@ -172,7 +176,7 @@ describe("Vcpu", () => {
 
   test("groups that the exit left out are fetched once", () => {
     const { vm, backend } = fakeVm();
-    const v = vm.vcpus[0]!;
+    const v = vm.vcpus[0];
     v.u32[abi.VCPU_VALID >>> 2] = abi.HVI_STATE_GPR;
     expect(v.rip).toBe(0);
     expect(v.cr3).toBe(0);
@@ -184,13 +188,14 @@ describe("Vcpu", () => {
 
   test("replies and events", () => {
     const { vm } = fakeVm();
-    const v = vm.vcpus[0]!;
+    const v = vm.vcpus[0];
     v.step(3, true);
     expect(v.replyAction).toBe(abi.HVI_REPLY_STEP);
     expect(v.u32[abi.REPLY_STEP_VIEW >>> 2]).toBe(3);
     v.emulate(0x5ffc, Uint8Array.of(1, 2, 3, 4, 5, 6), 0x9000);
-    const range = (i: number): number[] =>
-      [...v.u32.subarray((abi.REPLY_RANGE >>> 2) + 4 * i, (abi.REPLY_RANGE >>> 2) + 4 * i + 4)];
+    const range = (i: number): number[] => [
+      ...v.u32.subarray((abi.REPLY_RANGE >>> 2) + 4 * i, (abi.REPLY_RANGE >>> 2) + 4 * i + 4),
+    ];
     expect(range(0)).toEqual([0x5ffc, 0, 4, 0]);
     expect(range(1)).toEqual([0x9000, 0, 2, 4]);
     expect([...v.page.subarray(abi.REPLY_BYTES, abi.REPLY_BYTES + 6)]).toEqual([1, 2, 3, 4, 5, 6]);

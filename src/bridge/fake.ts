@@ -5,7 +5,7 @@
  * each HVI_RUN takes the next of the exits given to it.
  */
 import * as abi from "./abi.ts";
-import { type Backend, Block } from "./backend.ts";
+import type { Backend, Block } from "./backend.ts";
 import type { MemorySlot } from "./ram.ts";
 import { RAM_CHUNK } from "./ram.ts";
 import { Vm } from "./vm.ts";
@@ -22,7 +22,7 @@ export interface FakeCall {
 }
 
 /** Fills in one exit; returns the number of the vCPU that exits (0 when it returns nothing). */
-export type FakeExit = (page: (vcpu: number) => Uint32Array) => number | void;
+export type FakeExit = (page: (vcpu: number) => Uint32Array) => number | undefined;
 
 interface View {
   rights: Map<number, number>;
@@ -108,7 +108,7 @@ export class FakeBackend implements Backend {
   private record(name: string, args: Record<string, number>): number {
     this.calls.push({ name, args });
     for (let i = 0; i < this.armed.length; i++) {
-      const a = this.armed[i]!;
+      const a = this.armed[i];
       if (a.name !== undefined && a.name !== name) continue;
       if (--a.nth === 0) {
         this.armed.splice(i, 1);
@@ -198,7 +198,7 @@ export class FakeBackend implements Backend {
           b.get32(abi.CPUID_COUNT),
           Math.floor(this.cpuid.length / abi.SIZEOF_CPUID_ENTRY),
         );
-        b.attached!.bytes.set(this.cpuid.subarray(0, n * abi.SIZEOF_CPUID_ENTRY));
+        b.target.bytes.set(this.cpuid.subarray(0, n * abi.SIZEOF_CPUID_ENTRY));
         b.set32(abi.CPUID_COUNT, n);
         return 0;
       },
@@ -208,7 +208,7 @@ export class FakeBackend implements Backend {
       run: (b) => {
         const n = b.get32(abi.CPUID_COUNT);
         if (n > abi.HVI_MAX_CPUID) return -EINVAL;
-        this.cpuid = b.attached!.bytes.slice(0, n * abi.SIZEOF_CPUID_ENTRY);
+        this.cpuid = b.target.bytes.slice(0, n * abi.SIZEOF_CPUID_ENTRY);
         return 0;
       },
     },
@@ -234,21 +234,18 @@ export class FakeBackend implements Backend {
         const exit = this.exits.shift();
         if (!exit) return -ENODATA;
         if (this.exitedLast >= 0) {
-          const last = new Uint32Array(this.vcpuPages[this.exitedLast]!);
-          this.replies.push(last[abi.REPLY_ACTION >>> 2]!);
+          const last = new Uint32Array(this.vcpuPages[this.exitedLast]);
+          this.replies.push(last[abi.REPLY_ACTION >>> 2]);
         }
         for (const p of this.vcpuPages) {
           const u32 = new Uint32Array(p);
           u32[abi.VCPU_DIRTY >>> 2] = 0;
           u32[abi.REPLY_ACTION >>> 2] = abi.HVI_REPLY_RESUME;
         }
-        const vcpu = exit((i) => new Uint32Array(this.vcpuPages[i]!)) ?? 0;
+        const vcpu = exit((i) => new Uint32Array(this.vcpuPages[i])) ?? 0;
         this.exitedLast = vcpu;
         b.set32(abi.RUN_VCPU, vcpu);
-        b.set32(
-          abi.RUN_REASON,
-          new Uint32Array(this.vcpuPages[vcpu]!)[abi.EXIT_REASON >>> 2]!,
-        );
+        b.set32(abi.RUN_REASON, new Uint32Array(this.vcpuPages[vcpu])[abi.EXIT_REASON >>> 2]);
         return 0;
       },
     },
@@ -264,7 +261,7 @@ export class FakeBackend implements Backend {
             if (request === abi.HVI_FETCH) {
               const page = this.vcpuPages[b.get32(abi.VCPU_OP_VCPU)];
               if (!page) return -EINVAL;
-              new Uint32Array(page)[abi.VCPU_VALID >>> 2]! |= b.get32(abi.VCPU_OP_GROUPS);
+              new Uint32Array(page)[abi.VCPU_VALID >>> 2] |= b.get32(abi.VCPU_OP_GROUPS);
             }
             return 0;
           },
@@ -273,7 +270,7 @@ export class FakeBackend implements Backend {
     ),
     [abi.HVI_EPT_SET]: {
       args: (b) => {
-        const r = b.attached!;
+        const r = b.target;
         return {
           view: b.get32(abi.EPT_VIEW),
           ranges: b.get32(abi.EPT_COUNT),
@@ -284,7 +281,7 @@ export class FakeBackend implements Backend {
       },
       run: (b) => {
         const view = this.views.get(b.get32(abi.EPT_VIEW));
-        const r = b.attached!;
+        const r = b.target;
         const n = b.get32(abi.EPT_COUNT);
         if (!view) return -ENOENT;
         for (let i = 0; i < n; i++) {
@@ -310,10 +307,10 @@ export class FakeBackend implements Backend {
     [abi.HVI_EPT_GET]: {
       args: (b) => ({
         view: b.get32(abi.EPT_VIEW),
-        gfn: b.attached!.get64(abi.EPT_RANGE_GFN),
+        gfn: b.target.get64(abi.EPT_RANGE_GFN),
       }),
       run: (b) => {
-        const r = b.attached!;
+        const r = b.target;
         for (let i = 0; i < b.get32(abi.EPT_COUNT); i++) {
           const at = i * abi.SIZEOF_EPT_RANGE;
           const rights = this.rightsOf(b.get32(abi.EPT_VIEW), r.get64(at + abi.EPT_RANGE_GFN));
@@ -375,23 +372,20 @@ export class FakeBackend implements Backend {
     [abi.HVI_GET_XSAVE]: {
       run: (b) => {
         const saved = this.xsave.get(b.get32(abi.XSAVE_VCPU));
-        if (saved) b.attached!.bytes.set(saved);
+        if (saved) b.target.bytes.set(saved);
         return 0;
       },
     },
     [abi.HVI_SET_XSAVE]: {
       run: (b) => {
-        this.xsave.set(
-          b.get32(abi.XSAVE_VCPU),
-          b.attached!.bytes.slice(0, b.get32(abi.XSAVE_SIZE)),
-        );
+        this.xsave.set(b.get32(abi.XSAVE_VCPU), b.target.bytes.slice(0, b.get32(abi.XSAVE_SIZE)));
         return 0;
       },
     },
     [abi.HVI_LIST_MSRS]: {
       run: (b) => {
         b.set32(abi.MSRS_COUNT, 1);
-        b.attached!.set32(abi.MSR_ENTRY_INDEX, 0x277);
+        b.target.set32(abi.MSR_ENTRY_INDEX, 0x277);
         return 0;
       },
     },
@@ -399,10 +393,10 @@ export class FakeBackend implements Backend {
       run: (b) => {
         for (let i = 0; i < b.get32(abi.MSRS_COUNT); i++) {
           const at = i * abi.SIZEOF_MSR_ENTRY;
-          const msr = b.attached!.get32(at + abi.MSR_ENTRY_INDEX);
+          const msr = b.target.get32(at + abi.MSR_ENTRY_INDEX);
           const [lo, hi] = this.msrs.get(`${b.get32(abi.MSRS_VCPU)}:${msr}`) ?? [0, 0];
-          b.attached!.set32(at + abi.MSR_ENTRY_VALUE, lo);
-          b.attached!.set32(at + abi.MSR_ENTRY_VALUE + 4, hi);
+          b.target.set32(at + abi.MSR_ENTRY_VALUE, lo);
+          b.target.set32(at + abi.MSR_ENTRY_VALUE + 4, hi);
         }
         return 0;
       },
@@ -411,10 +405,10 @@ export class FakeBackend implements Backend {
       run: (b) => {
         for (let i = 0; i < b.get32(abi.MSRS_COUNT); i++) {
           const at = i * abi.SIZEOF_MSR_ENTRY;
-          const msr = b.attached!.get32(at + abi.MSR_ENTRY_INDEX);
+          const msr = b.target.get32(at + abi.MSR_ENTRY_INDEX);
           this.msrs.set(`${b.get32(abi.MSRS_VCPU)}:${msr}`, [
-            b.attached!.get32(at + abi.MSR_ENTRY_VALUE),
-            b.attached!.get32(at + abi.MSR_ENTRY_VALUE + 4),
+            b.target.get32(at + abi.MSR_ENTRY_VALUE),
+            b.target.get32(at + abi.MSR_ENTRY_VALUE + 4),
           ]);
         }
         return 0;

@@ -136,7 +136,10 @@ const DEVICE_HINTS: Readonly<Record<number, [string, string]>> = {
   13: ["needs root", "run it as root: sudo hvi …"],
   16: ["is in use", "stop the other user of VT-x (KVM, VirtualBox), or use --backend soft"],
   19: ["has no driver behind it", "load the module: sudo insmod hvi.ko; or use --backend soft"],
-  95: ["says that this CPU has no usable VT-x", "switch VT-x on in the firmware, or use --backend soft"],
+  95: [
+    "says that this CPU has no usable VT-x",
+    "switch VT-x on in the firmware, or use --backend soft",
+  ],
 };
 
 /** True when there is a device to try. */

@@ -96,7 +96,7 @@ export class GuestRam {
   u8(gpa: number): { bytes: Uint8Array; offset: number } | undefined {
     const offset = this.offsetOf(gpa);
     if (offset < 0) return undefined;
-    return { bytes: this.bytes[Math.floor(offset / RAM_CHUNK)]!, offset: offset % RAM_CHUNK };
+    return { bytes: this.bytes[Math.floor(offset / RAM_CHUNK)], offset: offset % RAM_CHUNK };
   }
 
   /**
@@ -110,7 +110,7 @@ export class GuestRam {
     if (gpa + length > this.recent.gpa + this.recent.size || within + length > RAM_CHUNK) {
       return undefined;
     }
-    return this.bytes[Math.floor(offset / RAM_CHUNK)]!.subarray(within, within + length);
+    return this.bytes[Math.floor(offset / RAM_CHUNK)].subarray(within, within + length);
   }
 
   /** Makes every view unusable: the memory behind them is about to go away. */

@@ -41,28 +41,28 @@ export class Vcpu {
 
   /** Makes sure that groups (HVI_STATE_*) are filled in. */
   need(groups: number): void {
-    const missing = groups & ~this.u32[W_VALID]!;
+    const missing = groups & ~this.u32[W_VALID];
     if (missing !== 0) this.fetchState(this.index, missing);
   }
   private unsigned(offset: number): number {
     const i = offset >>> 2;
-    return this.u32[i + 1]! * TWO32 + this.u32[i]!;
+    return this.u32[i + 1] * TWO32 + this.u32[i];
   }
   private signed(offset: number): number {
     const i = offset >>> 2;
-    return this.i32[i + 1]! * TWO32 + this.u32[i]!;
+    return this.i32[i + 1] * TWO32 + this.u32[i];
   }
   private put(offset: number, value: number, group: number): void {
     this.need(group);
     const i = offset >>> 2;
     this.u32[i] = value >>> 0;
     this.u32[i + 1] = Math.floor(value / TWO32) >>> 0;
-    this.u32[W_DIRTY]! |= group;
+    this.u32[W_DIRTY] |= group;
   }
   private put32(offset: number, value: number, group: number): void {
     this.need(group);
     this.u32[offset >>> 2] = value;
-    this.u32[W_DIRTY]! |= group;
+    this.u32[W_DIRTY] |= group;
   }
 
   // ---- general registers -----------------------------------------------
@@ -71,28 +71,28 @@ export class Vcpu {
   gpr(i: number): number {
     this.need(abi.HVI_STATE_GPR);
     const w = W_GPR + 2 * i;
-    return this.i32[w + 1]! * TWO32 + this.u32[w]!;
+    return this.i32[w + 1] * TWO32 + this.u32[w];
   }
   /** True when gpr(i) is exactly the register. */
   gprExact(i: number): boolean {
     this.need(abi.HVI_STATE_GPR);
-    const top = this.i32[W_GPR + 2 * i + 1]! >> 21;
+    const top = this.i32[W_GPR + 2 * i + 1] >> 21;
     return top === 0 || top === -1;
   }
   gprLo(i: number): number {
     this.need(abi.HVI_STATE_GPR);
-    return this.u32[W_GPR + 2 * i]!;
+    return this.u32[W_GPR + 2 * i];
   }
   gprHi(i: number): number {
     this.need(abi.HVI_STATE_GPR);
-    return this.u32[W_GPR + 2 * i + 1]!;
+    return this.u32[W_GPR + 2 * i + 1];
   }
   setGpr(i: number, lo: number, hi: number): void {
     this.need(abi.HVI_STATE_GPR);
     const w = W_GPR + 2 * i;
     this.u32[w] = lo;
     this.u32[w + 1] = hi;
-    this.u32[W_DIRTY]! |= abi.HVI_STATE_GPR;
+    this.u32[W_DIRTY] |= abi.HVI_STATE_GPR;
   }
   /** Sets a general register to a signed or unsigned integer of magnitude below 2^53. */
   setGprNumber(i: number, value: number): void {
@@ -101,14 +101,14 @@ export class Vcpu {
 
   get rip(): number {
     this.need(abi.HVI_STATE_GPR);
-    return this.i32[W_RIP + 1]! * TWO32 + this.u32[W_RIP]!;
+    return this.i32[W_RIP + 1] * TWO32 + this.u32[W_RIP];
   }
   set rip(value: number) {
     this.put(abi.VCPU_RIP, value, abi.HVI_STATE_GPR);
   }
   get rflags(): number {
     this.need(abi.HVI_STATE_GPR);
-    return this.u32[W_RFLAGS]!;
+    return this.u32[W_RFLAGS];
   }
   set rflags(value: number) {
     this.put(abi.VCPU_RFLAGS, value, abi.HVI_STATE_GPR);
@@ -238,21 +238,21 @@ export class Vcpu {
   segBase(i: number): number {
     this.need(abi.HVI_STATE_SEG);
     const w = W_SEG + SEGMENT_WORDS * i;
-    return this.i32[w + 1]! * TWO32 + this.u32[w]!;
+    return this.i32[w + 1] * TWO32 + this.u32[w];
   }
   /** Limit in bytes, granularity applied. */
   segLimit(i: number): number {
     this.need(abi.HVI_STATE_SEG);
-    return this.u32[W_SEG + SEGMENT_WORDS * i + (abi.SEGMENT_LIMIT >>> 2)]!;
+    return this.u32[W_SEG + SEGMENT_WORDS * i + (abi.SEGMENT_LIMIT >>> 2)];
   }
   /** Access rights in VMX format (SDM 24.4.1). */
   segAccess(i: number): number {
     this.need(abi.HVI_STATE_SEG);
-    return this.u32[W_SEG + SEGMENT_WORDS * i + (abi.SEGMENT_ACCESS >>> 2)]!;
+    return this.u32[W_SEG + SEGMENT_WORDS * i + (abi.SEGMENT_ACCESS >>> 2)];
   }
   segSelector(i: number): number {
     this.need(abi.HVI_STATE_SEG);
-    return this.u32[W_SEG + SEGMENT_WORDS * i + (abi.SEGMENT_SELECTOR >>> 2)]! & 0xffff;
+    return this.u32[W_SEG + SEGMENT_WORDS * i + (abi.SEGMENT_SELECTOR >>> 2)] & 0xffff;
   }
   /** Sets a whole segment register; use for loading a guest, and with care. */
   setSeg(i: number, selector: number, base: number, limit: number, access: number): void {
@@ -283,15 +283,15 @@ export class Vcpu {
   }
   get trSelector(): number {
     this.need(abi.HVI_STATE_SEG);
-    return this.u32[(abi.VCPU_TR + abi.SEGMENT_SELECTOR) >>> 2]! & 0xffff;
+    return this.u32[(abi.VCPU_TR + abi.SEGMENT_SELECTOR) >>> 2] & 0xffff;
   }
   get trLimit(): number {
     this.need(abi.HVI_STATE_SEG);
-    return this.u32[(abi.VCPU_TR + abi.SEGMENT_LIMIT) >>> 2]!;
+    return this.u32[(abi.VCPU_TR + abi.SEGMENT_LIMIT) >>> 2];
   }
   get trAccess(): number {
     this.need(abi.HVI_STATE_SEG);
-    return this.u32[(abi.VCPU_TR + abi.SEGMENT_ACCESS) >>> 2]!;
+    return this.u32[(abi.VCPU_TR + abi.SEGMENT_ACCESS) >>> 2];
   }
   get ldtrBase(): number {
     this.need(abi.HVI_STATE_SEG);
@@ -299,15 +299,15 @@ export class Vcpu {
   }
   get ldtrSelector(): number {
     this.need(abi.HVI_STATE_SEG);
-    return this.u32[(abi.VCPU_LDTR + abi.SEGMENT_SELECTOR) >>> 2]! & 0xffff;
+    return this.u32[(abi.VCPU_LDTR + abi.SEGMENT_SELECTOR) >>> 2] & 0xffff;
   }
   get ldtrLimit(): number {
     this.need(abi.HVI_STATE_SEG);
-    return this.u32[(abi.VCPU_LDTR + abi.SEGMENT_LIMIT) >>> 2]!;
+    return this.u32[(abi.VCPU_LDTR + abi.SEGMENT_LIMIT) >>> 2];
   }
   get ldtrAccess(): number {
     this.need(abi.HVI_STATE_SEG);
-    return this.u32[(abi.VCPU_LDTR + abi.SEGMENT_ACCESS) >>> 2]!;
+    return this.u32[(abi.VCPU_LDTR + abi.SEGMENT_ACCESS) >>> 2];
   }
   get gdtBase(): number {
     this.need(abi.HVI_STATE_TABLES);
@@ -315,7 +315,7 @@ export class Vcpu {
   }
   get gdtLimit(): number {
     this.need(abi.HVI_STATE_TABLES);
-    return this.u32[(abi.VCPU_GDTR + abi.TABLE_LIMIT) >>> 2]!;
+    return this.u32[(abi.VCPU_GDTR + abi.TABLE_LIMIT) >>> 2];
   }
   setGdt(base: number, limit: number): void {
     this.put(abi.VCPU_GDTR + abi.TABLE_BASE, base, abi.HVI_STATE_TABLES);
@@ -327,7 +327,7 @@ export class Vcpu {
   }
   get idtLimit(): number {
     this.need(abi.HVI_STATE_TABLES);
-    return this.u32[(abi.VCPU_IDTR + abi.TABLE_LIMIT) >>> 2]!;
+    return this.u32[(abi.VCPU_IDTR + abi.TABLE_LIMIT) >>> 2];
   }
   setIdt(base: number, limit: number): void {
     this.put(abi.VCPU_IDTR + abi.TABLE_BASE, base, abi.HVI_STATE_TABLES);
@@ -341,7 +341,7 @@ export class Vcpu {
   // ---- state outside the architecture's registers ---------------------------
 
   get mpState(): number {
-    return this.u32[abi.VCPU_MP_STATE >>> 2]!;
+    return this.u32[abi.VCPU_MP_STATE >>> 2];
   }
   set mpState(value: number) {
     this.put32(abi.VCPU_MP_STATE, value, abi.HVI_STATE_EVENTS);
@@ -349,27 +349,27 @@ export class Vcpu {
   /** HVI_BLOCK_* */
   get interruptibility(): number {
     this.need(abi.HVI_STATE_EVENTS);
-    return this.u32[abi.VCPU_INTERRUPTIBILITY >>> 2]!;
+    return this.u32[abi.VCPU_INTERRUPTIBILITY >>> 2];
   }
   set interruptibility(value: number) {
     this.put32(abi.VCPU_INTERRUPTIBILITY, value, abi.HVI_STATE_EVENTS);
   }
   get initialApicId(): number {
-    return this.u32[abi.VCPU_INITIAL_APIC_ID >>> 2]!;
+    return this.u32[abi.VCPU_INITIAL_APIC_ID >>> 2];
   }
   set initialApicId(value: number) {
     this.u32[abi.VCPU_INITIAL_APIC_ID >>> 2] = value;
   }
   /** The view this vCPU runs in; may be changed at any exit. */
   get view(): number {
-    return this.u32[abi.VCPU_VIEW >>> 2]!;
+    return this.u32[abi.VCPU_VIEW >>> 2];
   }
   set view(value: number) {
     this.u32[abi.VCPU_VIEW >>> 2] = value;
   }
   /** Index of the last VMFUNC switch, or 0xffffffff. */
   get eptpIndex(): number {
-    return this.u32[abi.VCPU_EPTP_INDEX >>> 2]!;
+    return this.u32[abi.VCPU_EPTP_INDEX >>> 2];
   }
   /** An external interrupt injected now would be taken at once. */
   get irqReady(): boolean {
@@ -383,27 +383,27 @@ export class Vcpu {
     this.u32[abi.VCPU_WANT_IRQ_WINDOW >>> 2] = value ? 1 : 0;
   }
   get valid(): number {
-    return this.u32[W_VALID]!;
+    return this.u32[W_VALID];
   }
   get dirty(): number {
-    return this.u32[W_DIRTY]!;
+    return this.u32[W_DIRTY];
   }
   /** For code that writes the page itself. */
   markDirty(groups: number): void {
-    this.u32[W_DIRTY]! |= groups;
+    this.u32[W_DIRTY] |= groups;
   }
 
   // ---- the exit record ----------------------------------------------------
 
   get exitReason(): number {
-    return this.u32[abi.EXIT_REASON >>> 2]!;
+    return this.u32[abi.EXIT_REASON >>> 2];
   }
   /** Name of the exit reason, e.g. "EPT"; for messages. */
   get exitName(): string {
     return abi.hviExitReasonNames[this.exitReason] ?? `reason ${this.exitReason}`;
   }
   get exitInsnLen(): number {
-    return this.u32[abi.EXIT_INSN_LEN >>> 2]!;
+    return this.u32[abi.EXIT_INSN_LEN >>> 2];
   }
   get exitGpa(): number {
     return this.unsigned(abi.EXIT_GPA);
@@ -413,37 +413,37 @@ export class Vcpu {
     return this.signed(abi.EXIT_GVA);
   }
   get exitAccess(): number {
-    return this.u32[abi.EXIT_ACCESS >>> 2]!;
+    return this.u32[abi.EXIT_ACCESS >>> 2];
   }
   get exitRights(): number {
-    return this.u32[abi.EXIT_RIGHTS >>> 2]!;
+    return this.u32[abi.EXIT_RIGHTS >>> 2];
   }
   get exitSize(): number {
-    return this.u32[abi.EXIT_SIZE >>> 2]!;
+    return this.u32[abi.EXIT_SIZE >>> 2];
   }
   get exitNumber(): number {
-    return this.u32[abi.EXIT_NUMBER >>> 2]!;
+    return this.u32[abi.EXIT_NUMBER >>> 2];
   }
   get exitFlags(): number {
-    return this.u32[abi.EXIT_FLAGS >>> 2]!;
+    return this.u32[abi.EXIT_FLAGS >>> 2];
   }
   get exitView(): number {
-    return this.u32[abi.EXIT_VIEW >>> 2]!;
+    return this.u32[abi.EXIT_VIEW >>> 2];
   }
   get exitTsc(): number {
     return this.unsigned(abi.EXIT_TSC);
   }
   get exitValueLo(): number {
-    return this.u32[abi.EXIT_VALUE >>> 2]!;
+    return this.u32[abi.EXIT_VALUE >>> 2];
   }
   get exitValueHi(): number {
-    return this.u32[(abi.EXIT_VALUE >>> 2) + 1]!;
+    return this.u32[(abi.EXIT_VALUE >>> 2) + 1];
   }
   get exitOldLo(): number {
-    return this.u32[abi.EXIT_OLD >>> 2]!;
+    return this.u32[abi.EXIT_OLD >>> 2];
   }
   get exitOldHi(): number {
-    return this.u32[(abi.EXIT_OLD >>> 2) + 1]!;
+    return this.u32[(abi.EXIT_OLD >>> 2) + 1];
   }
   /** The value a write goes on with at RESUME, or what an IN gives at SKIP. */
   setExitValue(lo: number, hi: number): void {
@@ -454,7 +454,7 @@ export class Vcpu {
   // ---- replies (see enum hvi_reply_action in hvi.h) --------------------------
 
   get replyAction(): number {
-    return this.u32[W_ACTION]!;
+    return this.u32[W_ACTION];
   }
   resume(): void {
     this.u32[W_ACTION] = abi.HVI_REPLY_RESUME;
@@ -486,7 +486,10 @@ export class Vcpu {
     if (bytes.length > abi.HVI_EMULATE_BYTES || first < 0 || second < 0) {
       throw new RangeError(`emulate: ${bytes.length} bytes split at ${first}`);
     }
-    if ((gpa % 0x1000) + first > 0x1000 || (gpa2 !== undefined && (gpa2 % 0x1000) + second > 0x1000)) {
+    if (
+      (gpa % 0x1000) + first > 0x1000 ||
+      (gpa2 !== undefined && (gpa2 % 0x1000) + second > 0x1000)
+    ) {
       throw new RangeError("emulate: a range crosses a page");
     }
     this.putEmulateRange(0, gpa, first, 0);
@@ -532,14 +535,14 @@ export class Vcpu {
   }
   /** An event waits to be taken by the backend. */
   get eventPending(): boolean {
-    return (this.u32[abi.EVENT_FLAGS >>> 2]! & abi.HVI_EVENT_VALID) !== 0;
+    return (this.u32[abi.EVENT_FLAGS >>> 2] & abi.HVI_EVENT_VALID) !== 0;
   }
   /** enum hvi_event_status */
   get eventStatus(): number {
-    return this.u32[abi.EVENT_STATUS >>> 2]!;
+    return this.u32[abi.EVENT_STATUS >>> 2];
   }
   get eventVector(): number {
-    return this.u32[abi.EVENT_VECTOR >>> 2]!;
+    return this.u32[abi.EVENT_VECTOR >>> 2];
   }
 
   // ---- counters ---------------------------------------------------------------

@@ -176,7 +176,9 @@ export class Vm {
   /** Guest RAM. Throws before mapMemory() and after close(). */
   get ram(): GuestRam {
     if (!this.mapped) {
-      throw new Error(this.open ? "guest memory is not mapped yet" : "the virtual machine is closed");
+      throw new Error(
+        this.open ? "guest memory is not mapped yet" : "the virtual machine is closed",
+      );
     }
     return this.mapped;
   }
@@ -203,7 +205,7 @@ export class Vm {
     let result = this.backend.ioctl(abi.HVI_RUN, b);
     while (result === -EINTR) result = this.backend.ioctl(abi.HVI_RUN, b);
     if (result < 0) this.fail(abi.HVI_RUN, -result);
-    return this.vcpuList[b.u32[abi.RUN_VCPU >>> 2]!]!;
+    return this.vcpuList[b.u32[abi.RUN_VCPU >>> 2]];
   }
 
   /** Stops one vCPU, or all. */

@@ -112,7 +112,7 @@ export function parseGva(text: string): Gva | undefined {
   const decimal = /^0t(\d+)$/.exec(s);
   const digits = /^(?:0x)?([0-9a-f]{1,16})$/.exec(s);
   if (!decimal && !digits) return undefined;
-  const signed = BigInt.asIntN(64, decimal ? BigInt(decimal[1]!) : BigInt(`0x${digits![1]}`));
+  const signed = BigInt.asIntN(64, decimal ? BigInt(decimal[1]) : BigInt(`0x${digits![1]}`));
   const n = Number(signed);
   return BigInt(n) === signed && isCanonical48(n) ? (n as Gva) : undefined;
 }
@@ -121,5 +121,5 @@ export function parseGpa(text: string): Gpa | undefined {
   const gva = parseGva(text);
   if (gva !== undefined && gva >= 0) return gva as number as Gpa;
   const m = /^(?:0x)?([0-9a-f]{1,13})$/i.exec(text.trim());
-  return m ? (Number.parseInt(m[1]!, 16) as Gpa) : undefined;
+  return m ? (Number.parseInt(m[1], 16) as Gpa) : undefined;
 }

@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: MIT
+import type { GuestRam } from "../bridge/ram.ts";
+import { RAM_CHUNK } from "../bridge/ram.ts";
+
+const TWO32 = 4294967296;
+
+/** A 64-bit value as two unsigned halves. */
+export interface U64 {
+  lo: number;
+  hi: number;
+}
+
+/**
+ * Guest physical memory. Any size, any alignment, across pages and slots.
+ * Nothing throws for an address without RAM: reads answer -1, undefined or
+ * false; writes answer false and have changed nothing.
+ *
+ * A value wider than 4 bytes may change between the reads of its halves while
+ * other vCPUs run; pause them when that matters.
+ */
+export class PhysicalMemory {
+  /** Word at which the page asked of wordsAt() starts. */
+  wordIndex = 0;
+  private readonly scratch: U64 = { lo: 0, hi: 0 };
+  // The first gigabyte of the first slot, where nearly all accesses go.
+  private readonly firstGpa: number;
+  private readonly firstSize: number;
+  private readonly firstView: DataView;
+  private readonly firstWords: Uint32Array;
+
+  constructor(readonly ram: GuestRam) {
+    const slot = ram.slots[0];
+    const view = ram.views[0];
+    if (!slot || !view || slot.offset !== 0) throw new Error("there is no guest memory");
+    this.firstGpa = slot.gpa;
+    this.firstSize = Math.min(slot.size, RAM_CHUNK);
+    this.firstView = view;
+    this.firstWords = ram.words[0];
+  }
+
+  read8(gpa: number): number {
+    const at = gpa - this.firstGpa;
+    if (at >= 0 && at < this.firstSize) return this.firstView.getUint8(at);
+    const offset = this.ram.offsetOf(gpa);
+    if (offset < 0) return -1;
+    const chunk = Math.floor(offset / RAM_CHUNK);
+    return this.ram.bytes[chunk][offset - chunk * RAM_CHUNK];
+  }
+  read16(gpa: number): number {
+    const at = gpa - this.firstGpa;
+    if (at >= 0 && at <= this.firstSize - 2) return this.firstView.getUint16(at, true);
+    const lo = this.read8(gpa);
+    const hi = this.read8(gpa + 1);
+    return lo < 0 || hi < 0 ? -1 : lo | (hi << 8);
+  }
+  read32(gpa: number): number {
+    const at = gpa - this.firstGpa;
+    if (at >= 0 && at <= this.firstSize - 4) return this.firstView.getUint32(at, true);
+    return this.read32Slow(gpa);
+  }
+  private read32Slow(gpa: number): number {
+    const offset = this.ram.offsetOf(gpa);
+    const chunk = Math.floor(offset / RAM_CHUNK);
+    // Inside a page, chunk and slot do not change.
+    if (offset >= 0 && (gpa & 0xfff) <= 0xffc) {
+      return this.ram.views[chunk].getUint32(offset - chunk * RAM_CHUNK, true);
+    }
+    const lo = this.read16(gpa);
+    const hi = this.read16(gpa + 2);
+    return lo < 0 || hi < 0 ? -1 : lo + hi * 0x10000;
+  }
+  /** Reads 8 bytes into out; false when some of them are not RAM. */
+  readU64Into(gpa: number, out: U64): boolean {
+    const at = gpa - this.firstGpa;
+    if (at >= 0 && at <= this.firstSize - 8) {
+      out.lo = this.firstView.getUint32(at, true);
+      out.hi = this.firstView.getUint32(at + 4, true);
+      return true;
+    }
+    const lo = this.read32(gpa);
+    const hi = this.read32(gpa + 4);
+    if (lo < 0 || hi < 0) return false;
+    out.lo = lo;
+    out.hi = hi;
+    return true;
+  }
+  /** The same into an object that the next call overwrites. */
+  readU64(gpa: number): U64 | undefined {
+    return this.readU64Into(gpa, this.scratch) ? this.scratch : undefined;
+  }
+  /** 8 bytes as a signed number, rounded beyond 2^53; NaN when not RAM. */
+  readI64(gpa: number): number {
+    if (!this.readU64Into(gpa, this.scratch)) return Number.NaN;
+    return (this.scratch.hi | 0) * TWO32 + this.scratch.lo;
+  }
+
+  /**
+   * The words of the page table (or other page-contained, 4-byte aligned data)
+   * at gpa; `wordIndex` tells where. Undefined when there is no RAM.
+   */
+  wordsAt(gpa: number): Uint32Array | undefined {
+    const at = gpa - this.firstGpa;
+    if (at >= 0 && at < this.firstSize) {
+      this.wordIndex = at >>> 2;
+      return this.firstWords;
+    }
+    const offset = this.ram.offsetOf(gpa);
+    if (offset < 0) return undefined;
+    const chunk = Math.floor(offset / RAM_CHUNK);
+    this.wordIndex = (offset - chunk * RAM_CHUNK) >>> 2;
+    return this.ram.words[chunk];
+  }
+
+  /** Fills `into` from memory. False, with `into` partly written, when some of it is not RAM. */
+  readInto(gpa: number, into: Uint8Array): boolean {
+    for (let done = 0; done < into.length; ) {
+      const n = Math.min(into.length - done, 0x1000 - ((gpa + done) & 0xfff));
+      const page = this.ram.view(gpa + done, n);
+      if (!page) return false;
+      into.set(page, done);
+      done += n;
+    }
+    return true;
+  }
+  /** A copy of [gpa, gpa + length); undefined when some of it is not RAM. */
+  read(gpa: number, length: number): Uint8Array | undefined {
+    if (!this.ram.contains(gpa, length)) return undefined;
+    const out = new Uint8Array(length);
+    return this.readInto(gpa, out) ? out : undefined;
+  }
+
+  write8(gpa: number, value: number): boolean {
+    const offset = this.ram.offsetOf(gpa);
+    if (offset < 0) return false;
+    const chunk = Math.floor(offset / RAM_CHUNK);
+    this.ram.bytes[chunk][offset - chunk * RAM_CHUNK] = value;
+    return true;
+  }
+  write16(gpa: number, value: number): boolean {
+    if (!this.ram.contains(gpa, 2)) return false;
+    this.write8(gpa, value);
+    return this.write8(gpa + 1, value >>> 8);
+  }
+  write32(gpa: number, value: number): boolean {
+    const at = gpa - this.firstGpa;
+    if (at >= 0 && at <= this.firstSize - 4) {
+      this.firstView.setUint32(at, value, true);
+      return true;
+    }
+    if (!this.ram.contains(gpa, 4)) return false;
+    this.write16(gpa, value);
+    return this.write16(gpa + 2, value >>> 16);
+  }
+  writeU64(gpa: number, lo: number, hi: number): boolean {
+    if (!this.ram.contains(gpa, 8)) return false;
+    this.write32(gpa, lo);
+    return this.write32(gpa + 4, hi);
+  }
+  /** Writes all bytes or, when some of the range is not RAM, none. */
+  write(gpa: number, bytes: Uint8Array): boolean {
+    if (!this.ram.contains(gpa, bytes.length)) return false;
+    for (let done = 0; done < bytes.length; ) {
+      const n = Math.min(bytes.length - done, 0x1000 - ((gpa + done) & 0xfff));
+      this.ram.view(gpa + done, n)!.set(bytes.subarray(done, done + n));
+      done += n;
+    }
+    return true;
+  }
+  /** Sets [gpa, gpa + length) to one byte; all or nothing. */
+  fill(gpa: number, length: number, value: number): boolean {
+    if (!this.ram.contains(gpa, length)) return false;
+    for (let done = 0; done < length; ) {
+      const n = Math.min(length - done, 0x1000 - ((gpa + done) & 0xfff));
+      this.ram.view(gpa + done, n)!.fill(value);
+      done += n;
+    }
+    return true;
+  }
+}

@@ -1,0 +1,276 @@
+// SPDX-License-Identifier: MIT
+import type { PhysicalMemory, U64 } from "./physical.ts";
+import {
+  DEFAULT_FEATURES,
+  type PagingFeatures,
+  type PagingMode,
+  Translation,
+  translate,
+} from "./translate.ts";
+
+const TWO32 = 4294967296;
+const utf8 = new TextDecoder("utf-8");
+const utf16 = new TextDecoder("utf-16le");
+/** The longest string that is read, whatever the caller asks. */
+const STRING_LIMIT = 65536;
+
+/**
+ * The virtual memory of one address space. Reads and writes of any size across
+ * pages. A page that is not present is an answer (-1, NaN, undefined, false),
+ * not a throw. Translations are not remembered: the guest may change its
+ * tables at any time.
+ *
+ * Writes look at presence only, not at the guest's rights or the EPT's: use
+ * safeWrite where the address comes from the guest.
+ */
+export class VirtualMemory {
+  /** Record of the last translation. */
+  readonly last = new Translation();
+  private readonly u64: U64 = { lo: 0, hi: 0 };
+  /** Bytes of a pointer: 8 in long mode, else 4. Compatibility-mode code has 4 under long-mode tables. */
+  readonly pointerSize: 4 | 8;
+
+  /**
+   * @param root CR3, PCID bits allowed
+   * @throws for an unknown mode, at the first translation
+   */
+  constructor(
+    readonly physical: PhysicalMemory,
+    readonly root: number,
+    readonly mode: PagingMode,
+    readonly features: PagingFeatures = DEFAULT_FEATURES,
+    pointerSize?: 4 | 8,
+  ) {
+    this.pointerSize = pointerSize ?? (mode === "4level" || mode === "5level" ? 8 : 4);
+  }
+
+  /** The same tables' mode under another root. */
+  withRoot(root: number): VirtualMemory {
+    return new VirtualMemory(this.physical, root, this.mode, this.features, this.pointerSize);
+  }
+
+  /** Guest physical address, or -1. The full record is in `last`. */
+  gpaOf(gva: number): number {
+    return translate(this.physical, this.root, this.mode, gva, this.last, this.features)
+      ? this.last.gpa
+      : -1;
+  }
+  /** The full record, overwritten by the next access; undefined when there is no translation. */
+  translate(gva: number): Translation | undefined {
+    return this.gpaOf(gva) < 0 ? undefined : this.last;
+  }
+
+  read8(gva: number): number {
+    const gpa = this.gpaOf(gva);
+    return gpa < 0 ? -1 : this.physical.read8(gpa);
+  }
+  read16(gva: number): number {
+    if ((gva & 0xfff) <= 0xffe) {
+      const gpa = this.gpaOf(gva);
+      return gpa < 0 ? -1 : this.physical.read16(gpa);
+    }
+    const lo = this.read8(gva);
+    const hi = this.read8(gva + 1);
+    return lo < 0 || hi < 0 ? -1 : lo | (hi << 8);
+  }
+  read32(gva: number): number {
+    if ((gva & 0xfff) <= 0xffc) {
+      const gpa = this.gpaOf(gva);
+      return gpa < 0 ? -1 : this.physical.read32(gpa);
+    }
+    const lo = this.read16(gva);
+    const hi = this.read16(gva + 2);
+    return lo < 0 || hi < 0 ? -1 : lo + hi * 0x10000;
+  }
+  /** Reads 8 bytes into out; false, with out untouched, when some are absent. */
+  readU64Into(gva: number, out: U64): boolean {
+    if ((gva & 0xfff) <= 0xff8) {
+      const gpa = this.gpaOf(gva);
+      return gpa >= 0 && this.physical.readU64Into(gpa, out);
+    }
+    const lo = this.read32(gva);
+    const hi = this.read32(gva + 4);
+    if (lo < 0 || hi < 0) return false;
+    out.lo = lo;
+    out.hi = hi;
+    return true;
+  }
+  /** 8 bytes as halves, in an object that the next call overwrites. */
+  readU64(gva: number): U64 | undefined {
+    return this.readU64Into(gva, this.u64) ? this.u64 : undefined;
+  }
+  /** 8 bytes as a signed number, rounded beyond 2^53; NaN when absent. */
+  readI64(gva: number): number {
+    if (!this.readU64Into(gva, this.u64)) return Number.NaN;
+    return (this.u64.hi | 0) * TWO32 + this.u64.lo;
+  }
+  /**
+   * A pointer, signed canonical in long mode; NaN when absent. What is read may
+   * be any value: check with isCanonical48 and translate before use.
+   */
+  readPtr(gva: number): number {
+    if (this.pointerSize === 8) return this.readI64(gva);
+    const value = this.read32(gva);
+    return value < 0 ? Number.NaN : value;
+  }
+
+  /** Copies as much as is present from gva on; returns the bytes copied. */
+  readPartial(gva: number, into: Uint8Array): number {
+    let done = 0;
+    while (done < into.length) {
+      const n = Math.min(into.length - done, 0x1000 - ((gva + done) & 0xfff));
+      const gpa = this.gpaOf(gva + done);
+      const page = gpa < 0 ? undefined : this.physical.ram.view(gpa, n);
+      if (!page) break;
+      into.set(page, done);
+      done += n;
+    }
+    return done;
+  }
+  /** Fills `into`. False, with `into` partly written, when some of the range is absent. */
+  readInto(gva: number, into: Uint8Array): boolean {
+    return this.readPartial(gva, into) === into.length;
+  }
+  /** A copy of [gva, gva + length); undefined when some of it is absent. */
+  read(gva: number, length: number): Uint8Array | undefined {
+    const out = new Uint8Array(length);
+    return this.readInto(gva, out) ? out : undefined;
+  }
+  /**
+   * The bytes of [gva, gva + length): in place when they lie in one page, a
+   * copy otherwise (writes to it do not reach the guest then).
+   */
+  map(gva: number, length: number): Uint8Array | undefined {
+    if ((gva & 0xfff) + length > 0x1000) return this.read(gva, length);
+    const gpa = this.gpaOf(gva);
+    return gpa < 0 ? undefined : this.physical.ram.view(gpa, length);
+  }
+
+  /** Bytes up to NUL (of `unit` bytes) or `max`; undefined when a page before that is absent. */
+  private readUntilNul(gva: number, max: number, unit: 1 | 2): Uint8Array | undefined {
+    const limit = Math.min(max, STRING_LIMIT);
+    const out = new Uint8Array(limit);
+    let done = 0;
+    while (done < limit) {
+      const n = Math.min(limit - done, 0x1000 - ((gva + done) & 0xfff));
+      const page = this.map(gva + done, n);
+      if (!page) return undefined;
+      out.set(page, done);
+      for (let i = done - (done % unit); i + unit <= done + n; i += unit) {
+        if (out[i] === 0 && (unit === 1 || out[i + 1] === 0)) return out.subarray(0, i);
+      }
+      done += n;
+    }
+    return out;
+  }
+  /**
+   * A string up to NUL or `max` bytes (at most 64 KiB), as UTF-8 with
+   * replacement characters. Undefined when a page before its end is absent.
+   */
+  readString(gva: number, max: number): string | undefined {
+    const bytes = this.readUntilNul(gva, max, 1);
+    return bytes && utf8.decode(bytes);
+  }
+  /** The same for UTF-16; `max` in bytes. */
+  readString16(gva: number, max: number): string | undefined {
+    const bytes = this.readUntilNul(gva, max & ~1, 2);
+    return bytes && utf16.decode(bytes);
+  }
+
+  write8(gva: number, value: number): boolean {
+    const gpa = this.gpaOf(gva);
+    return gpa >= 0 && this.physical.write8(gpa, value);
+  }
+  write16(gva: number, value: number): boolean {
+    if ((gva & 0xfff) <= 0xffe) {
+      const gpa = this.gpaOf(gva);
+      return gpa >= 0 && this.physical.write16(gpa, value);
+    }
+    return this.write(gva, Uint8Array.of(value, value >>> 8));
+  }
+  write32(gva: number, value: number): boolean {
+    if ((gva & 0xfff) <= 0xffc) {
+      const gpa = this.gpaOf(gva);
+      return gpa >= 0 && this.physical.write32(gpa, value);
+    }
+    return this.write(gva, Uint8Array.of(value, value >>> 8, value >>> 16, value >>> 24));
+  }
+  writeU64(gva: number, lo: number, hi: number): boolean {
+    if ((gva & 0xfff) <= 0xff8) {
+      const gpa = this.gpaOf(gva);
+      return gpa >= 0 && this.physical.writeU64(gpa, lo, hi);
+    }
+    const bytes = new Uint8Array(8);
+    const view = new DataView(bytes.buffer);
+    view.setUint32(0, lo, true);
+    view.setUint32(4, hi, true);
+    return this.write(gva, bytes);
+  }
+  /** Writes a pointer of this address space. */
+  writePtr(gva: number, value: number): boolean {
+    return this.pointerSize === 4
+      ? this.write32(gva, value)
+      : this.writeU64(gva, value >>> 0, Math.floor(value / TWO32) >>> 0);
+  }
+
+  /**
+   * The pages of [gva, gva + length) in place, cut to the range; undefined when
+   * one is absent, not RAM or not allowed. Translating once and then writing
+   * through the views leaves the guest no time to change a table in between.
+   */
+  private pages(
+    gva: number,
+    length: number,
+    allowed?: (t: Translation) => boolean,
+  ): Uint8Array[] | undefined {
+    const out: Uint8Array[] = [];
+    for (let done = 0; done < length; ) {
+      const n = Math.min(length - done, 0x1000 - ((gva + done) & 0xfff));
+      const gpa = this.gpaOf(gva + done);
+      if (gpa < 0 || (allowed && !allowed(this.last))) return undefined;
+      const page = this.physical.ram.view(gpa, n);
+      if (!page) return undefined;
+      out.push(page);
+      done += n;
+    }
+    return out;
+  }
+  private static copy(bytes: Uint8Array, pages: readonly Uint8Array[]): void {
+    let done = 0;
+    for (const page of pages) {
+      page.set(bytes.subarray(done, done + page.length));
+      done += page.length;
+    }
+  }
+  /** Writes all bytes or, when some of the range is absent, none. */
+  write(gva: number, bytes: Uint8Array): boolean {
+    const pages = this.pages(gva, bytes.length);
+    if (pages) VirtualMemory.copy(bytes, pages);
+    return pages !== undefined;
+  }
+  /** Sets [gva, gva + length) to one byte; all or nothing. */
+  fill(gva: number, length: number, value: number): boolean {
+    const pages = this.pages(gva, length);
+    for (const page of pages ?? []) page.fill(value);
+    return pages !== undefined;
+  }
+  /**
+   * Writes only where the guest could have: its tables give the ring write
+   * access (CR0.WP taken as set) and the EPT does not forbid it. All or nothing.
+   * @param ring 0..3
+   * @param eptRights rights of a GFN in the view that counts
+   */
+  safeWrite(
+    gva: number,
+    bytes: Uint8Array,
+    ring: number,
+    eptRights: (gfn: number) => number,
+  ): boolean {
+    const EPT_W = 2;
+    const allowed = (t: Translation): boolean =>
+      t.writable && (ring < 3 || t.user) && (eptRights(Math.floor(t.gpa / 0x1000)) & EPT_W) !== 0;
+    const pages = this.pages(gva, bytes.length, allowed);
+    if (pages) VirtualMemory.copy(bytes, pages);
+    return pages !== undefined;
+  }
+}
