@@ -148,18 +148,27 @@ static void fill(u8 *to, u64 count, u64 size, u64 v)
 		memcpy(to + i, &v, size);
 }
 
+/*
+ * Host address of count elements at la when the soft TLB has the page, else
+ * NULL: then the next iteration goes alone, with the checks, faults and
+ * access size of one, and brings the page in.
+ */
+static u8 *resident(const struct cpu *c, u64 la, u64 bytes, bool write)
+{
+	const struct tlb_entry *e = tlb_slot(c, la);
+	u64 tag = tlb_tag(c, la, (u32)bytes);
+
+	return (write ? e->tag_w : e->tag_r) == tag ? (u8 *)(la + (u64)e->addend) : NULL;
+}
+
 /* As many of `most` iterations of MOVS as one page of each side allows; 0: go the slow way. */
-static u64 bulk_movs(struct cpu *c, const struct op *o, u64 most, u64 size)
+static u64 bulk_movs(struct cpu *c, u64 most, u64 size)
 {
 	u64 from = c->gpr[HVI_RSI], to = c->gpr[HVI_RDI];
-	const u8 *hf;
-	u8 *ht;
 	u64 n = least(most, least(to_page_end(from, size), to_page_end(to, size)));
+	const u8 *hf = n ? resident(c, from, n * size, false) : NULL;
+	u8 *ht = hf ? resident(c, to, n * size, true) : NULL;
 
-	if (!n)
-		return 0;
-	hf = mem_direct(c, o, from, (u32)(n * size), false);
-	ht = hf ? mem_direct(c, o, to, (u32)(n * size), true) : NULL;
 	if (!ht)
 		return 0;
 	copy_up(ht, hf, n, size);
@@ -168,11 +177,11 @@ static u64 bulk_movs(struct cpu *c, const struct op *o, u64 most, u64 size)
 	return n;
 }
 
-static u64 bulk_stos(struct cpu *c, const struct op *o, u64 most, u64 size)
+static u64 bulk_stos(struct cpu *c, u64 most, u64 size)
 {
 	u64 to = c->gpr[HVI_RDI];
 	u64 n = least(most, to_page_end(to, size));
-	u8 *h = n ? mem_direct(c, o, to, (u32)(n * size), true) : NULL;
+	u8 *h = n ? resident(c, to, n * size, true) : NULL;
 
 	if (!h)
 		return 0;
@@ -181,9 +190,9 @@ static u64 bulk_stos(struct cpu *c, const struct op *o, u64 most, u64 size)
 	return n;
 }
 
-static u64 bulk_none(struct cpu *c, const struct op *o, u64 most, u64 size)
+static u64 bulk_none(struct cpu *c, u64 most, u64 size)
 {
-	(void)c, (void)o, (void)most, (void)size;
+	(void)c, (void)most, (void)size;
 	return 0;
 }
 
@@ -208,7 +217,7 @@ ALWAYS_INLINE bool bulk_allowed(const struct cpu *c, const struct op *o)
 		u64 most = budget(c, o), done;				\
 		while (most) {						\
 			done = most >= BULK_MIN && bulk_allowed(c, o) ?	\
-			       bulk(c, o, most, n / 8) : 0;		\
+			       bulk(c, most, n / 8) : 0;		\
 			if (!done) {					\
 				name##n(c, o);				\
 				done = 1;				\
