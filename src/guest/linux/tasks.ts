@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: MIT
+/**
+ * The guest's processes, read from its task list (include/linux/sched.h). Lists
+ * are followed with a bound and a memory of what was seen, so a circular list
+ * or a wild pointer ends the walk with a named problem and what was read so far.
+ */
+import { cString, isKernelPointer, type VirtualReader } from "../reader.ts";
+import type { Btf } from "./btf.ts";
+import type { SymbolTable } from "./kallsyms.ts";
+
+/** More tasks than this are not believed (PID_MAX_LIMIT is 4 Mi; a guest of hvi has thousands). */
+const MAX_TASKS = 262_144;
+const PF_KTHREAD = 0x0020_0000;
+/** TASK_COMM_LEN */
+const COMM_BYTES = 16;
+
+export interface Task {
+  /** GVA of the task_struct. */
+  readonly address: number;
+  readonly pid: number;
+  /** Thread group: the process id that user space sees. */
+  readonly tgid: number;
+  readonly comm: string;
+  /** Letter as in /proc/PID/stat: R S D T t Z X P I. */
+  readonly state: string;
+  readonly kernelThread: boolean;
+  /** GVA of the mm_struct, 0 for a kernel thread. */
+  readonly mm: number;
+  /** GVA of the page-table root (mm->pgd), 0 without an mm. */
+  readonly pgd: number;
+  readonly parent: { readonly pid: number; readonly comm: string } | undefined;
+}
+
+export interface TaskList {
+  readonly tasks: Task[];
+  /** Why the list is not complete; undefined when it closed as it should. */
+  readonly problem: string | undefined;
+}
+
+interface Offsets {
+  tasks: number;
+  pid: number;
+  tgid: number;
+  comm: number;
+  state: number;
+  exitState: number;
+  flags: number;
+  mm: number;
+  pgd: number;
+  parent: number;
+  size: number;
+}
+
+/** Kernel state bits to the letter of /proc (fs/proc/array.c). */
+function stateLetter(state: number, exitState: number): string {
+  // TASK_UNINTERRUPTIBLE | TASK_NOLOAD
+  if ((state & 0x402) === 0x402) return "I";
+  const report = (state | exitState) & 0x7f;
+  return report === 0 ? "R" : ("SDTtXZP"[31 - Math.clz32(report)] as string);
+}
+
+/** Reads tasks of one kernel; made by {@link TaskReader.create}. */
+export class TaskReader {
+  readonly #bytes: Uint8Array;
+  readonly #view: DataView;
+  readonly #base: number;
+
+  private constructor(
+    private readonly vm: VirtualReader,
+    private readonly initTask: number,
+    private readonly offsets: Offsets,
+    private readonly currentSymbol: number | undefined,
+  ) {
+    // One read takes all fields: they must be of one moment.
+    const { size, ...fields } = offsets;
+    delete (fields as Partial<Offsets>).pgd;
+    this.#base = Math.min(...Object.values(fields));
+    this.#bytes = new Uint8Array(Math.min(size, Math.max(...Object.values(fields)) + COMM_BYTES) - this.#base);
+    this.#view = new DataView(this.#bytes.buffer);
+  }
+
+  /** The reader, or the name of what this kernel lacks for it. */
+  static create(vm: VirtualReader, symbols: SymbolTable, btf: Btf): TaskReader | { missing: string } {
+    const initTask = symbols.lookup("init_task");
+    if (initTask === undefined) return { missing: "symbol init_task" };
+    const size = btf.sizeof("task_struct");
+    if (size === undefined) return { missing: "BTF struct task_struct" };
+    const member = (names: string[]): number => {
+      for (const name of names) {
+        const found = btf.member("task_struct", name);
+        if (found !== undefined && found.offset + found.size <= size) return found.offset;
+      }
+      throw new MissingField(`BTF member task_struct.${names[0]}`);
+    };
+    try {
+      const pgd = btf.offsetof("mm_struct", "pgd");
+      if (pgd === undefined) throw new MissingField("BTF member mm_struct.pgd");
+      const offsets: Offsets = {
+        tasks: member(["tasks"]),
+        pid: member(["pid"]),
+        tgid: member(["tgid"]),
+        comm: member(["comm"]),
+        // Renamed when it became 32 bits wide; the low half is the same.
+        state: member(["__state", "state"]),
+        exitState: member(["exit_state"]),
+        flags: member(["flags"]),
+        mm: member(["mm"]),
+        parent: member(["real_parent"]),
+        pgd,
+        size,
+      };
+      // Per-CPU: within pcpu_hot while that existed, a variable of its own before and after.
+      const hot = symbols.lookup("pcpu_hot");
+      const within = btf.offsetof("pcpu_hot", "current_task");
+      const current = hot !== undefined && within !== undefined ? hot + within : symbols.lookup("current_task");
+      return new TaskReader(vm, initTask, offsets, current);
+    } catch (error) {
+      if (error instanceof MissingField) return { missing: error.message };
+      throw error;
+    }
+  }
+
+  #u32(offset: number): number {
+    return this.#view.getUint32(offset - this.#base, true);
+  }
+
+  #pointer(offset: number): number {
+    const at = offset - this.#base;
+    return this.#view.getInt32(at + 4, true) * 0x1_0000_0000 + this.#view.getUint32(at, true);
+  }
+
+  #load(address: number): boolean {
+    return isKernelPointer(address) && this.vm.readInto(address + this.#base, this.#bytes);
+  }
+
+  /** pid and comm alone, for a parent. */
+  #brief(address: number): Task["parent"] {
+    if (!this.#load(address)) return undefined;
+    return { pid: this.#u32(this.offsets.tgid) | 0, comm: this.#comm() };
+  }
+
+  #comm(): string {
+    return cString(this.#bytes, this.offsets.comm - this.#base, COMM_BYTES);
+  }
+
+  /** The task whose task_struct is at `address`; undefined when it cannot be read. */
+  read(address: number): Task | undefined {
+    if (!this.#load(address)) return undefined;
+    const o = this.offsets;
+    const mm = this.#pointer(o.mm);
+    const parent = this.#pointer(o.parent);
+    const task = {
+      address,
+      pid: this.#u32(o.pid) | 0,
+      tgid: this.#u32(o.tgid) | 0,
+      comm: this.#comm(),
+      state: stateLetter(this.#u32(o.state), this.#u32(o.exitState)),
+      kernelThread: (this.#u32(o.flags) & PF_KTHREAD) !== 0,
+      mm,
+    };
+    const pgd = isKernelPointer(mm) ? this.vm.readPtr(mm + o.pgd) : 0;
+    return { ...task, pgd: Number.isNaN(pgd) ? 0 : pgd, parent: parent === address ? undefined : this.#brief(parent) };
+  }
+
+  /** All processes (thread-group leaders) in the order of the list, the idle task of CPU 0 first. */
+  list(): TaskList {
+    const tasks: Task[] = [];
+    const seen = new Set<number>();
+    const head = this.initTask + this.offsets.tasks;
+    let problem: string | undefined;
+    for (let node = head; ; ) {
+      const task = this.read(node - this.offsets.tasks);
+      if (task === undefined) {
+        problem = "the task list leads to memory that is not there";
+        break;
+      }
+      tasks.push(task);
+      seen.add(node);
+      node = this.vm.readPtr(node);
+      if (node === head) break;
+      if (!isKernelPointer(node)) {
+        problem = "the task list has a pointer that is none";
+        break;
+      }
+      if (seen.has(node) || tasks.length >= MAX_TASKS) {
+        problem = seen.has(node) ? "the task list is circular" : "the task list does not end";
+        break;
+      }
+    }
+    return { tasks, problem };
+  }
+
+  /**
+   * The task that a CPU runs. `gsBase` is its kernel GS base (the per-CPU area);
+   * undefined when that is no kernel address or what stands there is no task.
+   */
+  current(gsBase: number): Task | undefined {
+    if (this.currentSymbol === undefined) return undefined;
+    const address = this.vm.readPtr(wrap64(gsBase + this.currentSymbol));
+    return Number.isNaN(address) ? undefined : this.read(address);
+  }
+}
+
+class MissingField extends Error {}
+
+/**
+ * The sum of two signed addresses modulo 2^64. Where per-CPU symbols are kernel
+ * addresses, the GS base is a distance, and the sum leaves the 64-bit range.
+ */
+function wrap64(address: number): number {
+  const full = 2 ** 64;
+  if (address < -(2 ** 63)) return address + full;
+  if (address >= 2 ** 63) return address - full;
+  return address;
+}

@@ -1,0 +1,298 @@
+// SPDX-License-Identifier: MIT
+/**
+ * Stack traces of kernel code by its ORC tables (arch/x86/kernel/unwind_orc.c,
+ * Documentation/arch/x86/orc-unwinder.rst), read from guest memory. The layout
+ * of an entry comes from BTF. What the tables do not cover (BPF, trampolines)
+ * is tried with the frame pointer, as the kernel does.
+ */
+import { HVI_R10, HVI_R13, HVI_RDI, HVI_RDX } from "../../bridge/abi.ts";
+import { isKernelPointer, type VirtualReader } from "../reader.ts";
+import type { Btf, BtfMember } from "./btf.ts";
+import type { SymbolTable } from "./kallsyms.ts";
+import type { LinuxModule, ModuleReader } from "./modules.ts";
+
+const MAX_ORC_ENTRIES = 8_000_000;
+/** Stack that one trace may cover: thread, interrupt and exception stacks together. */
+const MAX_STACK = 256 * 1024;
+
+/* enum of asm/orc_types.h: where the previous SP or BP comes from */
+const REG_UNDEFINED = 0;
+const REG_PREV_SP = 1;
+const REG_DX = 2;
+const REG_DI = 3;
+const REG_BP = 4;
+const REG_SP = 5;
+const REG_R10 = 6;
+const REG_R13 = 7;
+const REG_BP_INDIRECT = 8;
+const REG_SP_INDIRECT = 9;
+
+type FrameKind = "undefined" | "end" | "call" | "regs" | "regs-partial";
+
+interface OrcEntry {
+  spOffset: number;
+  bpOffset: number;
+  spReg: number;
+  bpReg: number;
+  kind: FrameKind;
+  /** The frame below was interrupted, not called from here. */
+  signal: boolean;
+}
+
+/** asm/orc_types.h `null_orc_entry`'s companion: a function with a frame pointer. */
+const FRAME_POINTER: OrcEntry = {
+  spOffset: 16,
+  bpOffset: -16,
+  spReg: REG_BP,
+  bpReg: REG_PREV_SP,
+  kind: "call",
+  signal: false,
+};
+
+interface OrcTable {
+  ip: number;
+  entries: number;
+  count: number;
+  /** Addresses that the table is for. */
+  start: number;
+  end: number;
+}
+
+/** What a trace begins with. */
+export interface UnwindState {
+  ip: number;
+  sp: number;
+  bp: number;
+  /** The other registers, by encoding; only good for the innermost frame. */
+  gpr(index: number): number;
+}
+
+export class OrcUnwinder {
+  private constructor(
+    private readonly vm: VirtualReader,
+    private readonly tables: OrcTable[],
+    private readonly modules: ModuleReader | undefined,
+    private readonly size: number,
+    private readonly fields: Record<"spOffset" | "bpOffset" | "spReg" | "bpReg" | "type", BtfMember>,
+    /** Older entries mark the last frame and the signal frames with bits of their own. */
+    private readonly end: BtfMember | undefined,
+    private readonly signal: BtfMember | undefined,
+    private readonly regs: Record<"ip" | "sp" | "bp" | "cs" | "r10" | "r13" | "di" | "dx", number>,
+  ) {}
+
+  /** The unwinder, or the name of what this kernel lacks for it. */
+  static create(
+    vm: VirtualReader,
+    symbols: SymbolTable,
+    btf: Btf,
+    modules: ModuleReader | undefined,
+  ): OrcUnwinder | { missing: string } {
+    const ip = symbols.lookup("__start_orc_unwind_ip");
+    const ipEnd = symbols.lookup("__stop_orc_unwind_ip");
+    const entries = symbols.lookup("__start_orc_unwind");
+    if (ip === undefined || ipEnd === undefined || entries === undefined) {
+      return { missing: "symbols of the ORC tables (CONFIG_UNWINDER_ORC=n?)" };
+    }
+    const count = (ipEnd - ip) / 4;
+    if (!(count > 0 && count <= MAX_ORC_ENTRIES)) return { missing: "ORC tables of a believable size" };
+    const size = btf.sizeof("orc_entry");
+    const member = (name: string) => btf.member("orc_entry", name);
+    const [spOffset, bpOffset, spReg, bpReg, type] = [
+      member("sp_offset"),
+      member("bp_offset"),
+      member("sp_reg"),
+      member("bp_reg"),
+      member("type"),
+    ];
+    if (!size || size > 32 || !spOffset || !bpOffset || !spReg || !bpReg || !type) {
+      return { missing: "BTF struct orc_entry" };
+    }
+    const reg = (name: string) => btf.offsetof("pt_regs", name);
+    const regs = {
+      ip: reg("ip"),
+      sp: reg("sp"),
+      bp: reg("bp"),
+      cs: reg("cs"),
+      r10: reg("r10"),
+      r13: reg("r13"),
+      di: reg("di"),
+      dx: reg("dx"),
+    };
+    if (Object.values(regs).some((offset) => offset === undefined)) return { missing: "BTF struct pt_regs" };
+    return new OrcUnwinder(
+      vm,
+      [{ ip, entries, count, start: Number.NEGATIVE_INFINITY, end: Number.POSITIVE_INFINITY }],
+      modules,
+      size,
+      { spOffset, bpOffset, spReg, bpReg, type },
+      member("end"),
+      member("signal"),
+      regs as OrcUnwinder["regs"],
+    );
+  }
+
+  /** Unsigned value of a field of an entry at `at`; -1 when absent. */
+  #field(at: number, field: BtfMember): number {
+    if (field.bitSize === 0) return this.vm.read16(at + field.offset);
+    // The bit-fields of an entry lie within one 16-bit word from its first byte on.
+    const low = this.vm.read8(at + field.offset);
+    if (low < 0) return -1;
+    const high = field.bitOffset + field.bitSize > 8 ? this.vm.read8(at + field.offset + 1) : 0;
+    if (high < 0) return -1;
+    return ((low | (high << 8)) >>> field.bitOffset) & ((1 << field.bitSize) - 1);
+  }
+
+  #kind(at: number, type: number): FrameKind | undefined {
+    if (this.end !== undefined) {
+      // Up to 6.3: CALL, REGS, REGS_PARTIAL and a bit for the end.
+      if (this.#field(at, this.end) !== 0) return "end";
+      return (["call", "regs", "regs-partial"] as const)[type];
+    }
+    return (["undefined", "end", "call", "regs", "regs-partial"] as const)[type];
+  }
+
+  #entry(table: OrcTable, ip: number): OrcEntry | undefined {
+    // Each ip is stored as the distance from its own place; ascending.
+    let low = 0;
+    let high = table.count;
+    while (low < high) {
+      const middle = (low + high) >>> 1;
+      const at = table.ip + middle * 4;
+      const raw = this.vm.read32(at);
+      if (raw < 0) return undefined;
+      if (at + (raw | 0) <= ip) low = middle + 1;
+      else high = middle;
+    }
+    if (low === 0) return undefined;
+    const at = table.entries + (low - 1) * this.size;
+    const f = this.fields;
+    const spOffset = this.#field(at, f.spOffset);
+    const bpOffset = this.#field(at, f.bpOffset);
+    const spReg = this.#field(at, f.spReg);
+    const bpReg = this.#field(at, f.bpReg);
+    const kind = this.#kind(at, this.#field(at, f.type));
+    if (spOffset < 0 || bpOffset < 0 || spReg < 0 || bpReg < 0 || kind === undefined) return undefined;
+    const regs = kind === "regs" || kind === "regs-partial";
+    return {
+      spOffset: (spOffset << 16) >> 16,
+      bpOffset: (bpOffset << 16) >> 16,
+      spReg,
+      bpReg,
+      kind,
+      signal: this.signal === undefined ? regs : this.#field(at, this.signal) === 1,
+    };
+  }
+
+  /** The ORC table for an address: a module's own, or the kernel's. */
+  #table(ip: number, modules: LinuxModule[]): OrcTable | undefined {
+    const module = modules.find((m) => m.ranges.some((r) => ip >= r.start && ip < r.end));
+    if (module === undefined) return this.tables[0];
+    const offsets = this.modules?.orc;
+    if (offsets === undefined) return undefined;
+    const count = this.vm.read32(module.address + offsets.count);
+    const table = this.vm.readPtr(module.address + offsets.ip);
+    const entries = this.vm.readPtr(module.address + offsets.entries);
+    if (count <= 0 || count > MAX_ORC_ENTRIES || !isKernelPointer(table) || !isKernelPointer(entries)) return undefined;
+    return { ip: table, entries, count, start: 0, end: 0 };
+  }
+
+  /**
+   * Return addresses from `state` outwards, at most `max`; ends at the last
+   * frame, at user mode, and wherever the stack does not make sense.
+   */
+  unwind(state: UnwindState, max: number): number[] {
+    const trace: number[] = [];
+    const modules = this.modules?.list().modules ?? [];
+    let { ip, sp, bp } = state;
+    // Saved registers: those of the CPU, then of the last pt_regs, then none.
+    let registers: ((index: number, offset: number) => number) | undefined = (index) => state.gpr(index);
+    let interrupted = true;
+    let stackLow = sp;
+    while (trace.length < max) {
+      if (!isKernelPointer(ip)) break;
+      const at = interrupted ? ip : ip - 1;
+      const table = this.#table(at, modules);
+      const entry = (table === undefined ? undefined : this.#entry(table, at)) ?? FRAME_POINTER;
+      if (entry.kind === "end") break;
+      // Code the tables say nothing of: the kernel goes on by frame pointer.
+      const orc: OrcEntry = entry.kind === "undefined" ? FRAME_POINTER : entry;
+
+      const base = this.#stackPointer(orc, sp, bp, registers);
+      if (base === undefined || !isKernelPointer(base)) break;
+      let nextIp: number;
+      let nextSp: number;
+      let savedBp: number | undefined;
+      if (orc.kind === "call") {
+        nextIp = this.vm.readPtr(base - 8);
+        nextSp = base;
+        registers = undefined;
+      } else {
+        // pt_regs, whole or only from ip on.
+        const frame = orc.kind === "regs" ? base : base - this.regs.ip;
+        const cs = this.vm.read16(frame + this.regs.cs);
+        nextIp = this.vm.readPtr(frame + this.regs.ip);
+        nextSp = this.vm.readPtr(frame + this.regs.sp);
+        if (cs < 0 || (cs & 3) !== 0) break;
+        if (orc.kind === "regs") {
+          savedBp = this.vm.readPtr(frame + this.regs.bp);
+          registers = (_index, offset) => this.vm.readPtr(frame + offset);
+        } else {
+          registers = undefined;
+        }
+      }
+      if (Number.isNaN(nextIp) || Number.isNaN(nextSp) || !isKernelPointer(nextSp)) break;
+
+      let nextBp = bp;
+      if (orc.bpReg === REG_PREV_SP) nextBp = this.vm.readPtr(base + orc.bpOffset);
+      else if (orc.bpReg === REG_BP) nextBp = this.vm.readPtr(bp + orc.bpOffset);
+      else if (savedBp !== undefined) nextBp = savedBp;
+      if (Number.isNaN(nextBp)) nextBp = 0;
+
+      // On one stack it only goes up; a switch of stacks starts anew, but not back and forth for ever.
+      if (nextSp === sp && nextIp === ip) break;
+      if (nextSp >= stackLow && nextSp - stackLow > MAX_STACK && trace.length > 64) break;
+      if (nextSp < sp) stackLow = nextSp;
+      trace.push(nextIp);
+      interrupted = orc.kind !== "call";
+      ip = nextIp;
+      sp = nextSp;
+      bp = nextBp;
+    }
+    return trace.filter(isKernelPointer);
+  }
+
+  /** The previous frame's stack pointer; undefined when a register or the stack is not there. */
+  #stackPointer(
+    orc: OrcEntry,
+    sp: number,
+    bp: number,
+    registers: ((index: number, offset: number) => number) | undefined,
+  ): number | undefined {
+    switch (orc.spReg) {
+      case REG_SP:
+        return sp + orc.spOffset;
+      case REG_BP:
+        return bp + orc.spOffset;
+      case REG_SP_INDIRECT:
+        // A stack that was switched: the old pointer is on top, then the offset. Older
+        // entries (pt_regs found through a pointer) have the offset inside.
+        return orc.kind === "call"
+          ? this.vm.readPtr(sp) + orc.spOffset
+          : this.vm.readPtr(sp + orc.spOffset);
+      case REG_BP_INDIRECT:
+        return this.vm.readPtr(bp + orc.spOffset);
+      case REG_R10:
+        return registers?.(HVI_R10, this.regs.r10);
+      case REG_R13:
+        return registers?.(HVI_R13, this.regs.r13);
+      case REG_DI:
+        return registers?.(HVI_RDI, this.regs.di);
+      case REG_DX:
+        return registers?.(HVI_RDX, this.regs.dx);
+      case REG_UNDEFINED:
+        return undefined;
+      default:
+        return undefined;
+    }
+  }
+}
