@@ -3,8 +3,8 @@
  * bcd.c - DAA, DAS, AAA, AAS, AAM, AAD (outside 64-bit mode) and BOUND.
  *
  * The host cannot run these in 64-bit mode: written after the operation
- * sections of SDM vol. 2A. Undefined flags follow the result where the
- * manual's CPUs let them: SF, ZF and PF from AL, OF cleared.
+ * sections of SDM vol. 2A. Undefined flags are those of Intel CPUs: SF, ZF and
+ * PF from AL and OF cleared; AAD leaves those of its last addition.
  */
 #include "integer.h"
 
@@ -88,10 +88,12 @@ HANDLER(aam)
 
 HANDLER(aad)
 {
-	u8 al = (u8)(GET8(c, AL) + GET8(c, AH) * (u8)o->imm);
+	u8 al = GET8(c, AL), tens = (u8)(GET8(c, AH) * (u8)o->imm);
+	u32 ax;
 
+	asm("addb %2, %0" CAPTURE : "+r"(al), "=a"(ax) : "r"(tens) : "cc");
 	SET16(c, HVI_RAX, al);
-	c->flags = sign_zero_parity(al);
+	c->flags = flags_from(ax);
 	NEXT(c, o);
 }
 
