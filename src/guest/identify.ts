@@ -8,7 +8,12 @@
 import { type PhysicalMemory, pagingModeOf, VirtualMemory } from "../memory/index.ts";
 import type { GuestCpu } from "./cpu.ts";
 import { Btf, type BtfFailure, findBtf } from "./linux/btf.ts";
-import { copyKernelImage, KERNEL_MAP_END, KERNEL_MAP_START, type KernelImage } from "./linux/image.ts";
+import {
+  copyKernelImage,
+  KERNEL_MAP_END,
+  KERNEL_MAP_START,
+  type KernelImage,
+} from "./linux/image.ts";
 import { findKallsyms, type KallsymsFailure } from "./linux/kallsyms.ts";
 import { LinuxGuest } from "./linux/kernel.ts";
 import { cString, joinSigned } from "./reader.ts";
@@ -82,7 +87,12 @@ function fail(code: IdentifyFailure): IdentifyAttempt {
   return { ok: false, code, reason: REASONS[code] };
 }
 
-function identifyUnder(memory: PhysicalMemory, root: number, levels: 4 | 5, cpu: GuestCpu): IdentifyAttempt {
+function identifyUnder(
+  memory: PhysicalMemory,
+  root: number,
+  levels: 4 | 5,
+  cpu: GuestCpu,
+): IdentifyAttempt {
   const vm = new VirtualMemory(memory, root, levels === 5 ? "5level" : "4level");
   const image = copyKernelImage(memory, root, levels, codeHint(vm, cpu));
   if (image === undefined) return fail("no-kernel-mapping");
@@ -105,7 +115,11 @@ function identifyUnder(memory: PhysicalMemory, root: number, levels: 4 | 5, cpu:
     ok: true,
     guest: new LinuxGuest({
       memory,
-      vm: kernelSpace(vm, symbols.lookup("init_top_pgt") ?? symbols.lookup("swapper_pg_dir"), start),
+      vm: kernelSpace(
+        vm,
+        symbols.lookup("init_top_pgt") ?? symbols.lookup("swapper_pg_dir"),
+        start,
+      ),
       version,
       banner: text.trimEnd(),
       text: { start, end },

@@ -40,9 +40,13 @@ export function hex64(address: number): string {
   return `0x${hi.toString(16).padStart(8, "0")}${lo.toString(16).padStart(8, "0")}`;
 }
 
-/** True for an address of the kernel's half that is worth following. */
+/**
+ * True for an address of the kernel's half that is worth following: 47 bits of
+ * it with 4-level paging, 56 with 5 levels. Beyond 2^53 a number is only exact
+ * for multiples of 8, which all kernel objects are.
+ */
 export function isKernelPointer(address: number): boolean {
-  return address < -4095 && address >= -0x80_0000_0000_0000;
+  return address < -4095 && address >= -(2 ** 56);
 }
 
 /** A NUL-terminated byte string of `bytes`, at most `max` long; bytes above 0x7f are shown as in Latin-1. */

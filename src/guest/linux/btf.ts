@@ -133,7 +133,8 @@ export class Btf {
     const typesEnd = types + view.getUint32(12, true);
     const strings = header + view.getUint32(16, true);
     const stringsEnd = strings + view.getUint32(20, true);
-    if (stringsEnd === strings || bytes[strings] !== 0 || bytes[stringsEnd - 1] !== 0) return "btf-damaged";
+    if (stringsEnd === strings || bytes[strings] !== 0 || bytes[stringsEnd - 1] !== 0)
+      return "btf-damaged";
     // A type takes at least 12 bytes.
     const at = new Uint32Array(Math.floor((typesEnd - types) / 12) + 1);
     let count = 1;
@@ -185,7 +186,9 @@ export class Btf {
   #stringOffset(text: string): number | undefined {
     const needle = Buffer.from(`\0${text}\0`, "latin1");
     const found = this.#text.indexOf(needle, this.#strings);
-    return found < 0 || found + needle.length > this.#stringsEnd ? undefined : found + 1 - this.#strings;
+    return found < 0 || found + needle.length > this.#stringsEnd
+      ? undefined
+      : found + 1 - this.#strings;
   }
 
   /** Ids of all types of that name, in order. */
@@ -264,7 +267,9 @@ export class Btf {
   /** Number of elements of an array type (after typedefs); undefined for another kind. */
   arrayLength(type: number): number | undefined {
     const id = this.resolve(type);
-    return this.kind(id) === BTF_KIND.ARRAY ? this.#view.getUint32(this.#at[id] + 20, true) : undefined;
+    return this.kind(id) === BTF_KIND.ARRAY
+      ? this.#view.getUint32(this.#at[id] + 20, true)
+      : undefined;
   }
 
   /** Element type of an array, or target of a pointer; undefined for another kind. */
@@ -287,7 +292,8 @@ export class Btf {
   ): { bits: number; width: number; type: number } | undefined {
     const id = this.resolve(struct);
     const kind = this.kind(id);
-    if ((kind !== BTF_KIND.STRUCT && kind !== BTF_KIND.UNION) || depth > MAX_NESTING) return undefined;
+    if ((kind !== BTF_KIND.STRUCT && kind !== BTF_KIND.UNION) || depth > MAX_NESTING)
+      return undefined;
     const view = this.#view;
     const flagged = view.getUint32(this.#at[id] + 4, true) >>> 31 === 1;
     let at = this.#at[id] + 12;
@@ -337,13 +343,20 @@ export class Btf {
       for (const index of match[2].matchAll(/\d+/g)) {
         const length = this.arrayLength(type);
         const element: number | undefined = this.target(type);
-        if (length === undefined || element === undefined || Number(index[0]) >= length) return undefined;
+        if (length === undefined || element === undefined || Number(index[0]) >= length)
+          return undefined;
         bits += Number(index[0]) * (this.sizeof(element) ?? 0) * 8;
         type = element;
       }
     }
     if (type === undefined) return undefined;
-    return { offset: bits >>> 3, bitOffset: bits & 7, bitSize: width, size: this.sizeof(type) ?? 0, type };
+    return {
+      offset: bits >>> 3,
+      bitOffset: bits & 7,
+      bitSize: width,
+      size: this.sizeof(type) ?? 0,
+      type,
+    };
   }
 
   /** Byte offset of a member; undefined when this kernel does not have it. */
@@ -380,7 +393,10 @@ export class Btf {
     const values: Array<[string, number]> = [];
     let at = this.#at[id] + 12;
     for (let left = this.#vlen(id); left > 0; left--, at += 8) {
-      values.push([this.#string(this.#view.getUint32(at, true)), this.#view.getInt32(at + 4, true)]);
+      values.push([
+        this.#string(this.#view.getUint32(at, true)),
+        this.#view.getInt32(at + 4, true),
+      ]);
     }
     return values;
   }

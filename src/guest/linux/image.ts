@@ -65,7 +65,8 @@ function mappedPieces(memory: PhysicalReader, directory: number): Piece[] {
   const pieces: Piece[] = [];
   const add = (offset: number, gpa: number, size: number) => {
     const last = pieces[pieces.length - 1];
-    if (last !== undefined && last.offset + last.size === offset && last.gpa + last.size === gpa) last.size += size;
+    if (last !== undefined && last.offset + last.size === offset && last.gpa + last.size === gpa)
+      last.size += size;
     else pieces.push({ offset, gpa, size });
   };
   const pd = new Uint8Array(PAGE);

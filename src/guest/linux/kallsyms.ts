@@ -190,7 +190,14 @@ class NameSearch {
     for (const alignment of [8, 4]) {
       const markerWidth = this.#markers(alignUp(at, alignment), Math.ceil(count / 256));
       if (markerWidth === undefined) continue;
-      return { numSyms, count, names: image.slice(start, at), starts: starts.slice(0, count), longNames, markerWidth };
+      return {
+        numSyms,
+        count,
+        names: image.slice(start, at),
+        starts: starts.slice(0, count),
+        longNames,
+        markerWidth,
+      };
     }
     return undefined;
   }
@@ -247,7 +254,11 @@ function findAddresses(
   const inImage = (a: number) => a >= base - 0x200_0000 && a < base + bytesLength;
   const after = table.end;
 
-  const relative = (at: number, relativeBase: number, where: "before" | "after"): AddressTable | undefined => {
+  const relative = (
+    at: number,
+    relativeBase: number,
+    where: "before" | "after",
+  ): AddressTable | undefined => {
     if (at < 0 || at + count * 4 > bytesLength) return undefined;
     const first = at >> 2;
     let negative = 0;
@@ -265,7 +276,9 @@ function findAddresses(
   };
 
   const wordPair = (at: number) =>
-    at >= 0 && at + 8 <= bytesLength ? joinSigned(words[at >> 2], words[(at >> 2) + 1]) : Number.NaN;
+    at >= 0 && at + 8 <= bytesLength
+      ? joinSigned(words[at >> 2], words[(at >> 2) + 1])
+      : Number.NaN;
 
   const baseAfter = wordPair(alignUp(after + bytes, 8));
   if (inImage(baseAfter)) {
@@ -282,13 +295,16 @@ function findAddresses(
   if (full >= 0) {
     const addresses = new Float64Array(count);
     for (let i = 0; i < count; i++) addresses[i] = wordPair(full + i * 8);
-    if (plausible(addresses, base, bytesLength)) return { addresses, addressing: "absolute", offsets: "before" };
+    if (plausible(addresses, base, bytesLength))
+      return { addresses, addressing: "absolute", offsets: "before" };
   }
   // Each entry from its own place.
   if (after + count * 4 <= bytesLength) {
     const addresses = new Float64Array(count);
-    for (let i = 0; i < count; i++) addresses[i] = base + after + i * 4 + (words[(after >> 2) + i] | 0);
-    if (plausible(addresses, base, bytesLength)) return { addresses, addressing: "self-relative", offsets: "after" };
+    for (let i = 0; i < count; i++)
+      addresses[i] = base + after + i * 4 + (words[(after >> 2) + i] | 0);
+    if (plausible(addresses, base, bytesLength))
+      return { addresses, addressing: "self-relative", offsets: "after" };
   }
   return undefined;
 }
@@ -308,14 +324,21 @@ export function findKallsyms(image: Uint8Array, base: number): SymbolTable | Kal
     if (names === undefined) continue;
     const addresses = findAddresses(words, words.length * 4, base, table, names);
     if (addresses === undefined) continue;
-    return new SymbolTable(names.names, names.starts, addresses.addresses, table.bytes, table.offsets, {
-      count: names.count,
-      addressing: addresses.addressing,
-      offsets: addresses.offsets,
-      longNames: names.longNames,
-      markerWidth: names.markerWidth,
-      tokenTable: base + table.start,
-    });
+    return new SymbolTable(
+      names.names,
+      names.starts,
+      addresses.addresses,
+      table.bytes,
+      table.offsets,
+      {
+        count: names.count,
+        addressing: addresses.addressing,
+        offsets: addresses.offsets,
+        longNames: names.longNames,
+        markerWidth: names.markerWidth,
+        tokenTable: base + table.start,
+      },
+    );
   }
   return failure;
 }
@@ -376,7 +399,8 @@ export class SymbolTable {
   #bytesOf(i: number): number {
     let at = this.starts[i];
     let length = this.names[at++];
-    if (this.layout.longNames && (length & 0x80) !== 0) length = (length & 0x7f) | (this.names[at++] << 7);
+    if (this.layout.longNames && (length & 0x80) !== 0)
+      length = (length & 0x7f) | (this.names[at++] << 7);
     this.#length = length;
     return at;
   }

@@ -77,7 +77,8 @@ export class LinuxGuest {
     this.missing = missing;
     if (typeof parts.btf === "string") {
       const why = parts.btf === "no-btf" ? "the kernel has no BTF" : "the kernel's BTF is damaged";
-      for (const feature of ["btf", "tasks", "modules", "unwind"] as const) missing.set(feature, why);
+      for (const feature of ["btf", "tasks", "modules", "unwind"] as const)
+        missing.set(feature, why);
       return;
     }
     this.btf = parts.btf;

@@ -87,13 +87,23 @@ export class ModuleReader {
     private readonly rangeOffsets: RangeOffsets[],
     private readonly states: Map<number, LinuxModule["state"]>,
     private readonly kallsyms:
-      | { pointer: number; symtab: number; count: number; strtab: number; typetab: number | undefined }
+      | {
+          pointer: number;
+          symtab: number;
+          count: number;
+          strtab: number;
+          typetab: number | undefined;
+        }
       | undefined,
     readonly orc: ModuleOrcOffsets | undefined,
   ) {}
 
   /** The reader, or the name of what this kernel lacks for it. */
-  static create(vm: VirtualReader, symbols: SymbolTable, btf: Btf): ModuleReader | { missing: string } {
+  static create(
+    vm: VirtualReader,
+    symbols: SymbolTable,
+    btf: Btf,
+  ): ModuleReader | { missing: string } {
     const head = symbols.lookup("modules");
     if (head === undefined) return { missing: "symbol modules" };
     const size = btf.sizeof("module");
@@ -101,7 +111,8 @@ export class ModuleReader {
     const name = btf.member("module", "name");
     const state = btf.offsetof("module", "state");
     if (size === undefined || size > 65_536) return { missing: "BTF struct module" };
-    if (list === undefined || name === undefined || state === undefined) return { missing: "BTF members of module" };
+    if (list === undefined || name === undefined || state === undefined)
+      return { missing: "BTF members of module" };
 
     const ranges: RangeOffsets[] = [];
     const memory = btf.member("module", "mem");
@@ -112,7 +123,8 @@ export class ModuleReader {
         const base = btf.offsetof("module", `mem[${i}].base`);
         const bytes = btf.offsetof("module", `mem[${i}].size`);
         const kind = kinds.find(([, value]) => value === i)?.[0] ?? "";
-        if (base === undefined || bytes === undefined) return { missing: "BTF members of module_memory" };
+        if (base === undefined || bytes === undefined)
+          return { missing: "BTF members of module_memory" };
         ranges.push({
           base,
           size: bytes,
@@ -134,7 +146,8 @@ export class ModuleReader {
     }
 
     const states = new Map<number, LinuxModule["state"]>();
-    for (const [text, value] of btf.enumeration("module_state")) states.set(value, STATES[text] ?? "unknown");
+    for (const [text, value] of btf.enumeration("module_state"))
+      states.set(value, STATES[text] ?? "unknown");
 
     const pointer = btf.offsetof("module", "kallsyms");
     const symtab = btf.offsetof("mod_kallsyms", "symtab");
@@ -167,7 +180,8 @@ export class ModuleReader {
 
   #read(address: number, bytes: Uint8Array, view: DataView): LinuxModule | undefined {
     if (!this.vm.readInto(address, bytes)) return undefined;
-    const pointer = (offset: number) => joinSigned(view.getUint32(offset, true), view.getUint32(offset + 4, true));
+    const pointer = (offset: number) =>
+      joinSigned(view.getUint32(offset, true), view.getUint32(offset + 4, true));
     const ranges: ModuleRange[] = [];
     let size = 0;
     for (const r of this.rangeOffsets) {
@@ -181,7 +195,8 @@ export class ModuleReader {
       }
       const text = Math.min(view.getUint32(r.textSize, true), length);
       if (text > 0) ranges.push({ start, end: start + text, kind: "text", init: r.init });
-      if (text < length) ranges.push({ start: start + text, end: start + length, kind: "data", init: r.init });
+      if (text < length)
+        ranges.push({ start: start + text, end: start + length, kind: "data", init: r.init });
     }
     return {
       address,
@@ -203,12 +218,15 @@ export class ModuleReader {
     // Before modules are set up the list head is still empty.
     if (node === 0) return { modules, problem: undefined };
     while (node !== this.head) {
-      if (!isKernelPointer(node)) return { modules, problem: "the module list has a pointer that is none" };
+      if (!isKernelPointer(node))
+        return { modules, problem: "the module list has a pointer that is none" };
       if (seen.has(node)) return { modules, problem: "the module list is circular" };
-      if (modules.length >= MAX_MODULES) return { modules, problem: "the module list does not end" };
+      if (modules.length >= MAX_MODULES)
+        return { modules, problem: "the module list does not end" };
       seen.add(node);
       const module = this.#read(node - this.offsets.list, bytes, view);
-      if (module === undefined) return { modules, problem: "the module list leads to memory that is not there" };
+      if (module === undefined)
+        return { modules, problem: "the module list leads to memory that is not there" };
       modules.push(module);
       node = this.vm.readPtr(node);
     }
@@ -217,11 +235,17 @@ export class ModuleReader {
 
   /** The module whose memory has `address`. */
   at(address: number): LinuxModule | undefined {
-    return this.list().modules.find((m) => m.ranges.some((r) => address >= r.start && address < r.end));
+    return this.list().modules.find((m) =>
+      m.ranges.some((r) => address >= r.start && address < r.end),
+    );
   }
 
   /** The module's symbol table as (symtab, strtab, typetab, count); undefined when it has none that can be read. */
-  #table(module: LinuxModule): { entries: DataView; count: number; strtab: number; types: Uint8Array | undefined } | undefined {
+  #table(
+    module: LinuxModule,
+  ):
+    | { entries: DataView; count: number; strtab: number; types: Uint8Array | undefined }
+    | undefined {
     const o = this.kallsyms;
     if (o === undefined) return undefined;
     const table = this.vm.readPtr(module.address + o.pointer);
@@ -229,7 +253,13 @@ export class ModuleReader {
     const symtab = this.vm.readPtr(table + o.symtab);
     const strtab = this.vm.readPtr(table + o.strtab);
     const count = this.vm.read32(table + o.count);
-    if (!isKernelPointer(symtab) || !isKernelPointer(strtab) || count <= 0 || count > MAX_MODULE_SYMBOLS) return undefined;
+    if (
+      !isKernelPointer(symtab) ||
+      !isKernelPointer(strtab) ||
+      count <= 0 ||
+      count > MAX_MODULE_SYMBOLS
+    )
+      return undefined;
     const bytes = new Uint8Array(count * ELF_SYM);
     if (!this.vm.readInto(symtab, bytes)) return undefined;
     const typetab = o.typetab === undefined ? Number.NaN : this.vm.readPtr(table + o.typetab);

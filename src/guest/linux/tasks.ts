@@ -75,12 +75,18 @@ export class TaskReader {
     const { size, ...fields } = offsets;
     delete (fields as Partial<Offsets>).pgd;
     this.#base = Math.min(...Object.values(fields));
-    this.#bytes = new Uint8Array(Math.min(size, Math.max(...Object.values(fields)) + COMM_BYTES) - this.#base);
+    this.#bytes = new Uint8Array(
+      Math.min(size, Math.max(...Object.values(fields)) + COMM_BYTES) - this.#base,
+    );
     this.#view = new DataView(this.#bytes.buffer);
   }
 
   /** The reader, or the name of what this kernel lacks for it. */
-  static create(vm: VirtualReader, symbols: SymbolTable, btf: Btf): TaskReader | { missing: string } {
+  static create(
+    vm: VirtualReader,
+    symbols: SymbolTable,
+    btf: Btf,
+  ): TaskReader | { missing: string } {
     const initTask = symbols.lookup("init_task");
     if (initTask === undefined) return { missing: "symbol init_task" };
     const size = btf.sizeof("task_struct");
@@ -112,7 +118,8 @@ export class TaskReader {
       // Per-CPU: within pcpu_hot while that existed, a variable of its own before and after.
       const hot = symbols.lookup("pcpu_hot");
       const within = btf.offsetof("pcpu_hot", "current_task");
-      const current = hot !== undefined && within !== undefined ? hot + within : symbols.lookup("current_task");
+      const current =
+        hot !== undefined && within !== undefined ? hot + within : symbols.lookup("current_task");
       return new TaskReader(vm, initTask, offsets, current);
     } catch (error) {
       if (error instanceof MissingField) return { missing: error.message };
@@ -159,7 +166,11 @@ export class TaskReader {
       mm,
     };
     const pgd = isKernelPointer(mm) ? this.vm.readPtr(mm + o.pgd) : 0;
-    return { ...task, pgd: Number.isNaN(pgd) ? 0 : pgd, parent: parent === address ? undefined : this.#brief(parent) };
+    return {
+      ...task,
+      pgd: Number.isNaN(pgd) ? 0 : pgd,
+      parent: parent === address ? undefined : this.#brief(parent),
+    };
   }
 
   /** All processes (thread-group leaders) in the order of the list, the idle task of CPU 0 first. */

@@ -15,36 +15,67 @@ const MAX_ORC_ENTRIES = 8_000_000;
 /** Stack that one trace may cover: thread, interrupt and exception stacks together. */
 const MAX_STACK = 256 * 1024;
 
-/* enum of asm/orc_types.h: where the previous SP or BP comes from */
-const REG_UNDEFINED = 0;
-const REG_PREV_SP = 1;
-const REG_DX = 2;
-const REG_DI = 3;
-const REG_BP = 4;
-const REG_SP = 5;
-const REG_R10 = 6;
-const REG_R13 = 7;
-const REG_BP_INDIRECT = 8;
-const REG_SP_INDIRECT = 9;
+/** Where the previous SP or BP comes from (ORC_REG_* of asm/orc_types.h). */
+type Register =
+  | "undefined"
+  | "prev-sp"
+  | "dx"
+  | "di"
+  | "bp"
+  | "sp"
+  | "r10"
+  | "r13"
+  | "bp-indirect"
+  | "sp-indirect";
+
+/** Numbers of the registers since 4.14. */
+const CLASSIC: readonly Register[] = [
+  "undefined",
+  "prev-sp",
+  "dx",
+  "di",
+  "bp",
+  "sp",
+  "r10",
+  "r13",
+  "bp-indirect",
+  "sp-indirect",
+];
+/** Numbers of the registers in 7.x, where bit 3 says "indirect"; 1 and 5 are not seen in use. */
+const INDIRECT_BIT: readonly Register[] = [
+  "undefined",
+  "undefined",
+  "dx",
+  "sp",
+  "bp",
+  "undefined",
+  "r10",
+  "r13",
+  "prev-sp",
+  "sp-indirect",
+  "bp-indirect",
+];
+/** Entries looked at to tell the numbering. */
+const SAMPLE = 4096;
 
 type FrameKind = "undefined" | "end" | "call" | "regs" | "regs-partial";
 
 interface OrcEntry {
   spOffset: number;
   bpOffset: number;
-  spReg: number;
-  bpReg: number;
+  spReg: Register;
+  bpReg: Register;
   kind: FrameKind;
   /** The frame below was interrupted, not called from here. */
   signal: boolean;
 }
 
-/** asm/orc_types.h `null_orc_entry`'s companion: a function with a frame pointer. */
+/** A function with a frame pointer (orc_fp_entry of unwind_orc.c). */
 const FRAME_POINTER: OrcEntry = {
   spOffset: 16,
   bpOffset: -16,
-  spReg: REG_BP,
-  bpReg: REG_PREV_SP,
+  spReg: "bp",
+  bpReg: "prev-sp",
   kind: "call",
   signal: false,
 };
@@ -53,9 +84,6 @@ interface OrcTable {
   ip: number;
   entries: number;
   count: number;
-  /** Addresses that the table is for. */
-  start: number;
-  end: number;
 }
 
 /** What a trace begins with. */
@@ -68,12 +96,17 @@ export interface UnwindState {
 }
 
 export class OrcUnwinder {
+  #registers: readonly Register[] = CLASSIC;
+
   private constructor(
     private readonly vm: VirtualReader,
-    private readonly tables: OrcTable[],
+    private readonly kernel: OrcTable,
     private readonly modules: ModuleReader | undefined,
     private readonly size: number,
-    private readonly fields: Record<"spOffset" | "bpOffset" | "spReg" | "bpReg" | "type", BtfMember>,
+    private readonly fields: Record<
+      "spOffset" | "bpOffset" | "spReg" | "bpReg" | "type",
+      BtfMember
+    >,
     /** Older entries mark the last frame and the signal frames with bits of their own. */
     private readonly end: BtfMember | undefined,
     private readonly signal: BtfMember | undefined,
@@ -94,7 +127,8 @@ export class OrcUnwinder {
       return { missing: "symbols of the ORC tables (CONFIG_UNWINDER_ORC=n?)" };
     }
     const count = (ipEnd - ip) / 4;
-    if (!(count > 0 && count <= MAX_ORC_ENTRIES)) return { missing: "ORC tables of a believable size" };
+    if (!(count > 0 && count <= MAX_ORC_ENTRIES))
+      return { missing: "ORC tables of a believable size" };
     const size = btf.sizeof("orc_entry");
     const member = (name: string) => btf.member("orc_entry", name);
     const [spOffset, bpOffset, spReg, bpReg, type] = [
@@ -118,10 +152,11 @@ export class OrcUnwinder {
       di: reg("di"),
       dx: reg("dx"),
     };
-    if (Object.values(regs).some((offset) => offset === undefined)) return { missing: "BTF struct pt_regs" };
-    return new OrcUnwinder(
+    if (Object.values(regs).some((offset) => offset === undefined))
+      return { missing: "BTF struct pt_regs" };
+    const unwinder = new OrcUnwinder(
       vm,
-      [{ ip, entries, count, start: Number.NEGATIVE_INFINITY, end: Number.POSITIVE_INFINITY }],
+      { ip, entries, count },
       modules,
       size,
       { spOffset, bpOffset, spReg, bpReg, type },
@@ -129,6 +164,30 @@ export class OrcUnwinder {
       member("signal"),
       regs as OrcUnwinder["regs"],
     );
+    const numbering = unwinder.#numbering();
+    if (numbering === undefined) return { missing: "a known numbering of the ORC registers" };
+    unwinder.#registers = numbering;
+    return unwinder;
+  }
+
+  /**
+   * Which numbering the tables use. Every function begins with the return
+   * address on top of the stack (SP + 8, BP unsaved): the number found most
+   * often in such entries is that of SP.
+   */
+  #numbering(): readonly Register[] | undefined {
+    const counts = new Uint32Array(16);
+    const total = Math.min(this.kernel.count, SAMPLE);
+    const step = this.kernel.count / total;
+    for (let i = 0; i < total; i++) {
+      const at = this.kernel.entries + Math.floor(i * step) * this.size;
+      if (this.#field(at, this.fields.spOffset) !== 8 || this.#field(at, this.fields.bpReg) !== 0)
+        continue;
+      const register = this.#field(at, this.fields.spReg);
+      if (register >= 0) counts[register & 15]++;
+    }
+    const most = counts.indexOf(Math.max(...counts));
+    return [CLASSIC, INDIRECT_BIT].find((numbers) => numbers[most] === "sp");
   }
 
   /** Unsigned value of a field of an entry at `at`; -1 when absent. */
@@ -168,10 +227,18 @@ export class OrcUnwinder {
     const f = this.fields;
     const spOffset = this.#field(at, f.spOffset);
     const bpOffset = this.#field(at, f.bpOffset);
-    const spReg = this.#field(at, f.spReg);
-    const bpReg = this.#field(at, f.bpReg);
+    const spReg = this.#registers[this.#field(at, f.spReg)];
+    const bpReg = this.#registers[this.#field(at, f.bpReg)];
     const kind = this.#kind(at, this.#field(at, f.type));
-    if (spOffset < 0 || bpOffset < 0 || spReg < 0 || bpReg < 0 || kind === undefined) return undefined;
+    if (
+      spOffset < 0 ||
+      bpOffset < 0 ||
+      kind === undefined ||
+      spReg === undefined ||
+      bpReg === undefined
+    ) {
+      return undefined;
+    }
     const regs = kind === "regs" || kind === "regs-partial";
     return {
       spOffset: (spOffset << 16) >> 16,
@@ -186,14 +253,20 @@ export class OrcUnwinder {
   /** The ORC table for an address: a module's own, or the kernel's. */
   #table(ip: number, modules: LinuxModule[]): OrcTable | undefined {
     const module = modules.find((m) => m.ranges.some((r) => ip >= r.start && ip < r.end));
-    if (module === undefined) return this.tables[0];
+    if (module === undefined) return this.kernel;
     const offsets = this.modules?.orc;
     if (offsets === undefined) return undefined;
     const count = this.vm.read32(module.address + offsets.count);
     const table = this.vm.readPtr(module.address + offsets.ip);
     const entries = this.vm.readPtr(module.address + offsets.entries);
-    if (count <= 0 || count > MAX_ORC_ENTRIES || !isKernelPointer(table) || !isKernelPointer(entries)) return undefined;
-    return { ip: table, entries, count, start: 0, end: 0 };
+    if (
+      count <= 0 ||
+      count > MAX_ORC_ENTRIES ||
+      !isKernelPointer(table) ||
+      !isKernelPointer(entries)
+    )
+      return undefined;
+    return { ip: table, entries, count };
   }
 
   /**
@@ -205,7 +278,8 @@ export class OrcUnwinder {
     const modules = this.modules?.list().modules ?? [];
     let { ip, sp, bp } = state;
     // Saved registers: those of the CPU, then of the last pt_regs, then none.
-    let registers: ((index: number, offset: number) => number) | undefined = (index) => state.gpr(index);
+    let registers: ((index: number, offset: number) => number) | undefined = (index) =>
+      state.gpr(index);
     let interrupted = true;
     let stackLow = sp;
     while (trace.length < max) {
@@ -243,8 +317,8 @@ export class OrcUnwinder {
       if (Number.isNaN(nextIp) || Number.isNaN(nextSp) || !isKernelPointer(nextSp)) break;
 
       let nextBp = bp;
-      if (orc.bpReg === REG_PREV_SP) nextBp = this.vm.readPtr(base + orc.bpOffset);
-      else if (orc.bpReg === REG_BP) nextBp = this.vm.readPtr(bp + orc.bpOffset);
+      if (orc.bpReg === "prev-sp") nextBp = this.vm.readPtr(base + orc.bpOffset);
+      else if (orc.bpReg === "bp") nextBp = this.vm.readPtr(bp + orc.bpOffset);
       else if (savedBp !== undefined) nextBp = savedBp;
       if (Number.isNaN(nextBp)) nextBp = 0;
 
@@ -269,28 +343,26 @@ export class OrcUnwinder {
     registers: ((index: number, offset: number) => number) | undefined,
   ): number | undefined {
     switch (orc.spReg) {
-      case REG_SP:
+      case "sp":
         return sp + orc.spOffset;
-      case REG_BP:
+      case "bp":
         return bp + orc.spOffset;
-      case REG_SP_INDIRECT:
+      case "sp-indirect":
         // A stack that was switched: the old pointer is on top, then the offset. Older
         // entries (pt_regs found through a pointer) have the offset inside.
         return orc.kind === "call"
           ? this.vm.readPtr(sp) + orc.spOffset
           : this.vm.readPtr(sp + orc.spOffset);
-      case REG_BP_INDIRECT:
+      case "bp-indirect":
         return this.vm.readPtr(bp + orc.spOffset);
-      case REG_R10:
+      case "r10":
         return registers?.(HVI_R10, this.regs.r10);
-      case REG_R13:
+      case "r13":
         return registers?.(HVI_R13, this.regs.r13);
-      case REG_DI:
+      case "di":
         return registers?.(HVI_RDI, this.regs.di);
-      case REG_DX:
+      case "dx":
         return registers?.(HVI_RDX, this.regs.dx);
-      case REG_UNDEFINED:
-        return undefined;
       default:
         return undefined;
     }
