@@ -1,0 +1,850 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * mmu.c - guest paging, EPT views and the soft TLB's slow path.
+ *
+ * Order of checks of one access (SDM 28.3.3.2): canonical form, guest page
+ * tables (each entry read through EPT), guest permissions, then the EPT rights
+ * of the page itself. Both pages of a crossing access pass before any byte
+ * moves. Accessed and dirty bits are set as by hardware; such a write to a
+ * table page without W in the view is completed and counted.
+ */
+#include <stdlib.h>
+#include <sys/mman.h>
+#include "more.h"
+#include "mmu.h"
+
+/* Page-fault error code, SDM 4.7. */
+#define PF_P	1u
+#define PF_W	2u
+#define PF_U	4u
+#define PF_RSVD	8u
+#define PF_I	16u
+
+#define PTE_P	(1ull << 0)
+#define PTE_W	(1ull << 1)
+#define PTE_U	(1ull << 2)
+#define PTE_A	(1ull << 5)
+#define PTE_D	(1ull << 6)
+#define PTE_PS	(1ull << 7)
+#define PTE_NX	(1ull << 63)
+
+#define CR0_WP	(1u << 16)
+#define CR0_AM	(1u << 18)
+#define CR0_PG	(1u << 31)
+#define CR4_PSE	(1u << 4)
+#define CR4_PAE	(1u << 5)
+#define CR4_LA57 (1u << 12)
+#define CR4_SMEP (1u << 20)
+#define CR4_SMAP (1u << 21)
+#define EFER_NXE (1u << 11)
+
+/* Reserved physical-address bits of a 64-bit entry. */
+#define PTE_RSVD_PHYS	(((1ull << 52) - 1) & ~PHYS_MASK)
+
+u32 mmu_ram_page(const struct vm *vm, u64 gfn)
+{
+	for (u32 i = 0; i < vm->nslots; i++) {
+		const struct slot *s = &vm->slot[i];
+
+		if (gfn - s->gfn < s->pages)
+			return (u32)(s->first + (gfn - s->gfn));
+	}
+	return NO_FRAME;
+}
+
+u32 mmu_frame(const struct vm *vm, u32 view, u64 gfn, u32 *rights)
+{
+	const struct view *v = &vm->view[view];
+	u32 page = mmu_ram_page(vm, gfn);
+
+	if (page == NO_FRAME) {
+		*rights = 0;
+		return NO_FRAME;
+	}
+	*rights = v->rights[page];
+	if (v->remap && v->remap[page] != NO_FRAME)
+		return v->remap[page];
+	return SPARE_FRAMES + page;
+}
+
+/* ---- TLB upkeep ----------------------------------------------------------------- */
+
+static void set_reset(struct cpu *c, struct tlb_set *s)
+{
+	if (++s->gen > 0xffe) {
+		memset(s->e, 0xff, sizeof(s->e));
+		s->gen = 1;
+	}
+	s->jump_gen = ++c->more->jump_counter;
+}
+
+int mmu_add_set(struct cpu *c, u32 view)
+{
+	struct tlb_set *s = c->more->set[view];
+
+	if (!s) {
+		s = aligned_alloc(64, (sizeof(*s) + 63) & ~63ul);
+		if (!s)
+			return -1;
+		memset(s, 0xff, sizeof(*s));
+		s->gen = 1;
+		s->jump_gen = ++c->more->jump_counter;
+		c->more->set[view] = s;
+	} else {
+		set_reset(c, s);
+	}
+	return 0;
+}
+
+int mmu_init_cpu(struct cpu *c)
+{
+	c->more->empty = aligned_alloc(64, TLB_SIZE * sizeof(struct tlb_entry));
+	if (!c->more->empty)
+		return -1;
+	memset(c->more->empty, 0xff, TLB_SIZE * sizeof(struct tlb_entry));
+	return mmu_add_set(c, 0);
+}
+
+void mmu_free_cpu(struct cpu *c)
+{
+	for (u32 i = 0; i < HVI_MAX_VIEWS; i++)
+		free(c->more->set[i]);
+	free(c->more->empty);
+}
+
+void mmu_flush(struct cpu *c)
+{
+	set_reset(c, c->more->set[c->more->view]);
+	mmu_setup(c);
+}
+
+void mmu_flush_all(struct cpu *c)
+{
+	for (u32 i = 0; i < HVI_MAX_VIEWS; i++)
+		if (c->more->set[i])
+			set_reset(c, c->more->set[i]);
+	mmu_setup(c);
+}
+
+/* INVLPG: every mode, every view. Large pages are held as 4 KiB entries, so all of one must go. */
+void mmu_flush_page(struct cpu *c, u64 la)
+{
+	for (u32 i = 0; i < HVI_MAX_VIEWS; i++) {
+		struct tlb_set *s = c->more->set[i];
+
+		if (!s)
+			continue;
+		for (int m = 0; m < TLB_MODES; m++) {
+			/* A 2 MiB or 4 MiB page covers up to 1024 consecutive slots: all of them. */
+			for (u32 k = 0; k < TLB_SIZE; k++) {
+				struct tlb_entry *e = &s->e[m][k];
+				u64 tag = e->tag_r != ~0ull ? e->tag_r : e->tag_w != ~0ull ? e->tag_w : e->tag_x;
+
+				if (tag != ~0ull && !((tag ^ la) & ~0x3fffffull))
+					e->tag_r = e->tag_w = e->tag_x = ~0ull;
+			}
+		}
+		s->jump_gen = ++c->more->jump_counter;
+	}
+	mmu_setup(c);
+}
+
+/* Drop the tags that lead to host frames first..first+count-1. */
+static void set_forget(struct cpu *c, struct tlb_set *s, u32 first, u32 count)
+{
+	struct vm *vm = c->more->vm;
+
+	for (u32 i = 0; i < TLB_MODES * TLB_SIZE; i++) {
+		struct tlb_entry *e = &s->e[0][0] + i;
+		u64 tag = e->tag_r != ~0ull ? e->tag_r : e->tag_w != ~0ull ? e->tag_w : e->tag_x;
+
+		if (tag == ~0ull)
+			continue;
+		if (frame_of(vm, (void *)((tag & ~0xfffull) + (u64)e->addend)) - first < count)
+			e->tag_r = e->tag_w = e->tag_x = ~0ull;
+	}
+	s->jump_gen = ++c->more->jump_counter;
+}
+
+void mmu_forget_frames(struct vm *vm, u32 view, u32 first, u32 count)
+{
+	for (u32 i = 0; i < vm->ncpus; i++) {
+		struct cpu *c = vm->cpu[i];
+
+		for (u32 v = 0; v < HVI_MAX_VIEWS; v++) {
+			if (!c->more->set[v] || (view != ~0u && view != v))
+				continue;
+			if (count > 64)
+				set_reset(c, c->more->set[v]);
+			else
+				set_forget(c, c->more->set[v], first, count);
+		}
+		mmu_setup(c);
+	}
+}
+
+void mmu_forget_pages(struct vm *vm, u32 view, u32 page, u32 count)
+{
+	const u32 *remap = vm->view[view].remap;
+
+	if (count > 64 || !remap) {
+		mmu_forget_frames(vm, view, SPARE_FRAMES + page, count);
+		return;
+	}
+	for (u32 i = 0; i < count; i++)
+		mmu_forget_frames(vm, view, remap[page + i] != NO_FRAME ? remap[page + i] :
+				  SPARE_FRAMES + page + i, 1);
+}
+
+/* A frame is about to hold decoded code: stores must take the slow path from now on. */
+void mmu_revoke_write(struct vm *vm, u32 frame)
+{
+	for (u32 i = 0; i < vm->ncpus; i++) {
+		struct cpu *c = vm->cpu[i];
+
+		for (u32 v = 0; v < HVI_MAX_VIEWS; v++) {
+			struct tlb_set *s = c->more->set[v];
+
+			if (!s)
+				continue;
+			for (u32 k = 0; k < TLB_MODES * TLB_SIZE; k++) {
+				struct tlb_entry *e = &s->e[0][0] + k;
+
+				if (e->tag_w != ~0ull &&
+				    frame_of(vm, (void *)((e->tag_w & ~0xfffull) + (u64)e->addend)) == frame)
+					e->tag_w = ~0ull;
+			}
+		}
+	}
+}
+
+static enum tlb_mode current_mode(const struct cpu *c)
+{
+	if (c->cpl == 3)
+		return TLB_USER;
+	return c->rflags & FL_AC ? TLB_SUPER_AC : TLB_SUPER;
+}
+
+static bool alignment_checked(const struct cpu *c)
+{
+	return c->cpl == 3 && (c->cr0 & CR0_AM) && (c->rflags & FL_AC);
+}
+
+/* DR7 has a data breakpoint enabled (type 01 or 11). */
+static bool data_breakpoints(const struct cpu *c)
+{
+	u64 dr7 = c->more->dr[7];
+
+	for (int i = 0; i < 4; i++)
+		if ((dr7 >> (2 * i) & 3) && (dr7 >> (16 + 4 * i) & 1))
+			return true;
+	return false;
+}
+
+void mmu_setup(struct cpu *c)
+{
+	struct cpu_more *m = c->more;
+	struct tlb_set *s = m->set[m->view];
+	enum tlb_mode mode = current_mode(c);
+
+	c->tlb = m->nov || alignment_checked(c) || data_breakpoints(c) ? m->empty : s->e[mode];
+	c->tlb_gen = s->gen;
+	c->jump_key = (s->jump_gen << 24) ^ (m->cs_gen << 8) ^ (block_mode(c) | (u64)mode << 6);
+}
+
+/* ---- guest paging -------------------------------------------------------------------- */
+
+static noreturn void page_fault(struct cpu *c, const struct op *o, u64 la, u32 err)
+{
+	c->more->fault_la = la;
+	cpu_raise(c, o, X_PF, err);
+}
+
+static u32 find_override(const struct cpu *c, u64 gfn)
+{
+	for (u32 i = 0; i < c->more->nov; i++)
+		if (c->more->ov[i].gfn == gfn)
+			return i;
+	return ~0u;
+}
+
+static noreturn void ept_violation(struct cpu *c, const struct op *o, u64 gpa, u64 la,
+				   u32 access, u32 rights, u32 size)
+{
+	struct hvi_exit *x = cpu_exit_record(c);
+
+	x->gpa = gpa;
+	x->gva = la;
+	x->access = access | HVI_ACCESS_GVA;
+	if (c->more->delivering)
+		x->access |= HVI_ACCESS_EVENT;
+	x->rights = rights;
+	x->size = size;
+	x->insn_len = o ? o->len : 0;
+	cpu_exit(c, o, HVI_EXIT_EPT);
+}
+
+/* Host address of the page-table entry at gpa; exits when it may not be read. */
+static void *entry_host(struct cpu *c, const struct op *o, u64 gpa, u64 la, u32 size, u32 user, u32 *rights)
+{
+	struct vm *vm = c->more->vm;
+	u32 frame = mmu_frame(vm, c->more->view, gpa >> 12, rights);
+	u32 access = HVI_ACCESS_READ | HVI_ACCESS_WALK | user;
+
+	if (frame == NO_FRAME)
+		ept_violation(c, o, gpa, la, access | HVI_ACCESS_NO_RAM, 0, size);
+	if (!(*rights & HVI_R)) {
+		u32 i = find_override(c, gpa >> 12);
+
+		if (i == ~0u)
+			ept_violation(c, o, gpa, la, access, *rights, size);
+	}
+	return frame_host(vm, frame) + (gpa & 0xfff);
+}
+
+/* An entry as the walk sees it: with the bytes that an EMULATE reply supplies. */
+static u64 entry_read(struct cpu *c, const void *host, u64 gpa, u32 size)
+{
+	u64 v = 0;
+
+	memcpy(&v, host, size);
+	if (c->more->nov) {
+		u32 i = find_override(c, gpa >> 12);
+
+		if (i != ~0u && c->more->ov[i].kind == OV_EMULATE) {
+			const struct override *ov = &c->more->ov[i];
+
+			for (int r = 0; r < 2; r++)
+				for (u32 k = 0; k < size; k++)
+					if (gpa + k - ov->range[r].gpa < ov->range[r].len)
+						((u8 *)&v)[k] = ov->bytes[ov->range[r].offset +
+									  (gpa + k - ov->range[r].gpa)];
+		}
+	}
+	return v;
+}
+
+static void entry_or(struct cpu *c, void *host, u64 gpa, u32 rights, u64 old, u64 bits, u32 size)
+{
+	struct vm *vm = c->more->vm;
+	u32 frame = frame_of(vm, host);
+	u64 v = old | bits;
+
+	if (v == old)
+		return;
+	if (!(rights & HVI_W))
+		c->more->page->counters.ad_writes++;
+	memcpy(host, &v, size);
+	if (vm->frames[frame].code)
+		block_written(c, frame, (u32)(gpa & 0xfff), size);
+}
+
+struct level {
+	void *host;
+	u64 gpa, entry;
+	u32 rights;
+};
+
+struct walk {
+	struct level level[5];
+	int n;
+	u64 gpa;
+	bool w, u, nx;		/* combined over the levels */
+};
+
+/* 4-level, 5-level and PAE paging (SDM 4.4, 4.5). */
+static void walk_64(struct cpu *c, const struct op *o, u64 la, u32 err, u32 user, struct walk *w)
+{
+	bool pae = !c->long_mode;
+	int level = pae ? 2 : c->cr4 & CR4_LA57 ? 5 : 4;
+	bool nxe = c->efer & EFER_NXE;
+	u64 table = c->cr3 & PHYS_MASK & ~0xfffull;
+
+	w->w = w->u = true;
+	w->nx = false;
+	if (pae) {
+		u64 e = c->more->pdpte[la >> 30 & 3];
+
+		if (!(e & PTE_P))
+			page_fault(c, o, la, err);
+		table = e & PHYS_MASK & ~0xfffull;
+	}
+	for (;; level--) {
+		struct level *l = &w->level[w->n];
+		u64 rsvd = PTE_RSVD_PHYS | (nxe ? 0 : PTE_NX);
+		bool leaf;
+
+		l->gpa = table + (la >> (12 + 9 * (level - 1)) & 511) * 8;
+		l->host = entry_host(c, o, l->gpa, la, 8, user, &l->rights);
+		l->entry = entry_read(c, l->host, l->gpa, 8);
+		w->n++;
+		if (!(l->entry & PTE_P))
+			page_fault(c, o, la, err);
+		leaf = level == 1 || ((l->entry & PTE_PS) && level <= 3);
+		if (pae)
+			rsvd |= 0x7ff0000000000000ull;	/* SDM table 4-9: bits 62:M are reserved */
+		if (level >= 4)
+			rsvd |= PTE_PS;
+		if (leaf && level > 1)
+			rsvd |= ((1ull << (12 + 9 * (level - 1))) - 1) & ~0x1fffull;
+		if (l->entry & rsvd)
+			page_fault(c, o, la, err | PF_P | PF_RSVD);
+		w->w &= !!(l->entry & PTE_W);
+		w->u &= !!(l->entry & PTE_U);
+		w->nx |= !!(l->entry & PTE_NX);
+		if (leaf) {
+			u64 span = (1ull << (12 + 9 * (level - 1))) - 1;
+
+			w->gpa = (l->entry & PHYS_MASK & ~0xfffull & ~span) | (la & span);
+			return;
+		}
+		table = l->entry & PHYS_MASK & ~0xfffull;
+	}
+}
+
+/* 32-bit paging with PSE and PSE-36 (SDM 4.3). */
+static void walk_32(struct cpu *c, const struct op *o, u64 la, u32 err, u32 user, struct walk *w)
+{
+	struct level *l = &w->level[0];
+
+	w->n = 1;
+	w->nx = false;
+	l->gpa = (c->cr3 & 0xfffff000) + (la >> 22 & 1023) * 4;
+	l->host = entry_host(c, o, l->gpa, la, 4, user, &l->rights);
+	l->entry = entry_read(c, l->host, l->gpa, 4);
+	if (!(l->entry & PTE_P))
+		page_fault(c, o, la, err);
+	w->w = l->entry & PTE_W;
+	w->u = l->entry & PTE_U;
+	if ((l->entry & PTE_PS) && (c->cr4 & CR4_PSE)) {
+		if (l->entry & (1u << 21))
+			page_fault(c, o, la, err | PF_P | PF_RSVD);
+		w->gpa = (l->entry & 0xffc00000) | (l->entry >> 13 & 0xff) << 32 | (la & 0x3fffff);
+		return;
+	}
+	l++;
+	w->n = 2;
+	l->gpa = (l[-1].entry & 0xfffff000) + (la >> 12 & 1023) * 4;
+	l->host = entry_host(c, o, l->gpa, la, 4, user, &l->rights);
+	l->entry = entry_read(c, l->host, l->gpa, 4);
+	if (!(l->entry & PTE_P))
+		page_fault(c, o, la, err);
+	w->w &= !!(l->entry & PTE_W);
+	w->u &= !!(l->entry & PTE_U);
+	w->gpa = (l->entry & 0xfffff000) | (la & 0xfff);
+}
+
+/*
+ * Guest physical address of la for an access of `kind`; *perm gets the kinds
+ * that need no further walk (W only once the dirty bit is set).
+ */
+static u64 guest_walk(struct cpu *c, const struct op *o, u64 la, u32 kind, enum tlb_mode mode, u32 *perm)
+{
+	struct walk w = { .n = 0 };
+	bool user = mode == TLB_USER;
+	bool smep = c->cr4 & CR4_SMEP, smap = c->cr4 & CR4_SMAP;
+	bool nxe = (c->efer & EFER_NXE) && (c->cr4 & CR4_PAE);
+	u32 err = (user ? PF_U : 0) | (kind & ACC_W ? PF_W : 0) |
+		  ((kind & ACC_X) && (nxe || smep) ? PF_I : 0);
+	u32 size, ok = 0;
+	struct level *leaf;
+
+	if (!(c->cr0 & CR0_PG)) {
+		*perm = HVI_RWX;
+		return la;
+	}
+	if (c->cr4 & CR4_PAE) {
+		walk_64(c, o, la, err, user ? HVI_ACCESS_USER : 0, &w);
+		size = 8;
+	} else {
+		walk_32(c, o, la, err, user ? HVI_ACCESS_USER : 0, &w);
+		size = 4;
+	}
+
+	/* SDM 4.6.1 */
+	if (user) {
+		if (w.u)
+			ok = ACC_R | (w.w ? ACC_W : 0) | (w.nx ? 0 : ACC_X);
+	} else {
+		bool data = !(w.u && smap && mode != TLB_SUPER_AC);
+
+		if (data)
+			ok = ACC_R | (w.w || !(c->cr0 & CR0_WP) ? ACC_W : 0);
+		if (!w.nx && !(w.u && smep))
+			ok |= ACC_X;
+	}
+	if ((kind & HVI_RWX) & ~ok)
+		page_fault(c, o, la, err | PF_P);
+
+	leaf = &w.level[w.n - 1];
+	for (int i = 0; i < w.n; i++) {
+		struct level *l = &w.level[i];
+		u64 bits = PTE_A | (l == leaf && (kind & ACC_W) ? PTE_D : 0);
+
+		entry_or(c, l->host, l->gpa, l->rights, l->entry, bits, size);
+		l->entry |= bits;
+	}
+	*perm = ok & (leaf->entry & PTE_D ? HVI_RWX : HVI_R | HVI_X);
+	return w.gpa;
+}
+
+bool mmu_load_pdptes(struct cpu *c, u64 cr3)
+{
+	struct vm *vm = c->more->vm;
+	u64 gpa = cr3 & 0xffffffe0, e[4];
+	u32 rights, frame = mmu_frame(vm, c->more->view, gpa >> 12, &rights);
+
+	if (frame == NO_FRAME)
+		memset(e, 0, sizeof(e));	/* reads of nothing: not present */
+	else
+		memcpy(e, frame_host(vm, frame) + (gpa & 0xfff), sizeof(e));
+	for (int i = 0; i < 4; i++)
+		if ((e[i] & PTE_P) && (e[i] & (0xfff00000000001e6ull | PTE_RSVD_PHYS)))
+			return false;
+	memcpy(c->more->pdpte, e, sizeof(e));
+	return true;
+}
+
+/* ---- one page of an access -------------------------------------------------------------- */
+
+struct piece {
+	u8 *host;
+	u64 gpa;
+	u32 len;
+	u32 frame;
+	const struct override *ov;
+};
+
+static bool canonical(const struct cpu *c, u64 la)
+{
+	return (u64)((i64)(la << c->canon_shift) >> c->canon_shift) == la;
+}
+
+static void fill(struct cpu *c, u64 la, u8 *host, u32 perm, enum tlb_mode mode)
+{
+	struct cpu_more *m = c->more;
+	struct tlb_set *s = m->set[m->view];
+	struct tlb_entry *e = &s->e[mode][(la >> 12) & (TLB_SIZE - 1)];
+	u64 tag = (la & ~0xfffull) | s->gen;
+
+	e->tag_r = perm & HVI_R ? tag : ~0ull;
+	e->tag_w = perm & HVI_W ? tag : ~0ull;
+	e->tag_x = perm & HVI_X ? tag : ~0ull;
+	e->addend = (i64)((u64)(host - (la & 0xfff)) - (la & ~0xfffull));
+}
+
+/* Translate len bytes at la, all in one page. Raises or exits; changes nothing but A/D bits. */
+static void translate(struct cpu *c, const struct op *o, u64 la, u32 len, u32 kind,
+		      enum tlb_mode mode, struct piece *p)
+{
+	struct cpu_more *m = c->more;
+	struct vm *vm = m->vm;
+	struct tlb_set *s = m->set[m->view];
+	const struct tlb_entry *e = &s->e[mode][(la >> 12) & (TLB_SIZE - 1)];
+	u64 tag = (la & ~0xfffull) | s->gen;
+	u32 perm, rights, k = kind & HVI_RWX;
+
+	p->len = len;
+	p->ov = NULL;
+	if (!m->nov && (!(k & ACC_R) || e->tag_r == tag) && (!(k & ACC_W) || e->tag_w == tag) &&
+	    (!(k & ACC_X) || e->tag_x == tag)) {
+		p->host = (u8 *)(la + (u64)e->addend);
+		p->frame = frame_of(vm, p->host);
+		p->gpa = 0;
+		return;
+	}
+	m->page->counters.tlb_misses++;
+	p->gpa = guest_walk(c, o, la, kind, mode, &perm);
+	p->frame = mmu_frame(vm, m->view, p->gpa >> 12, &rights);
+	if (p->frame == NO_FRAME) {
+		u32 i = find_override(c, p->gpa >> 12);
+
+		if (i == ~0u || (kind & ACC_X))
+			ept_violation(c, o, p->gpa, la, k | HVI_ACCESS_NO_RAM |
+				      (mode == TLB_USER ? HVI_ACCESS_USER : 0), 0, kind & ACC_X ? 0 : len);
+		p->host = m->nothing + (p->gpa & 0xfff);
+		p->ov = &m->ov[i];
+		return;
+	}
+	p->host = frame_host(vm, p->frame) + (p->gpa & 0xfff);
+	if (m->nov) {
+		u32 i = find_override(c, p->gpa >> 12);
+
+		if (i != ~0u) {
+			p->ov = &m->ov[i];
+			/* EMULATE and SCRATCH let the instruction through as RESUME does; they differ in the bytes. */
+			return;
+		}
+	}
+	if (k & ~rights)
+		ept_violation(c, o, p->gpa, la, k | (mode == TLB_USER ? HVI_ACCESS_USER : 0),
+			      rights, kind & ACC_X ? 0 : len);
+	perm &= rights;
+	if (vm->frames[p->frame].code)
+		perm &= ~HVI_W;
+	if (!m->nov)
+		fill(c, la, p->host, perm, mode);
+}
+
+/* ---- any access ----------------------------------------------------------------------------- */
+
+/* Split at the page boundary and translate both parts; the number of parts. */
+static int pieces(struct cpu *c, const struct op *o, u64 la, u32 size, u32 kind, struct piece p[2])
+{
+	enum tlb_mode mode = kind & ACC_IMPLICIT ? TLB_SUPER : current_mode(c);
+	u32 first = PAGE - (u32)(la & 0xfff);
+	u64 second = la + first;
+
+	if (c->long_mode && c->code_bits == 64) {
+		if (!canonical(c, la) || !canonical(c, la + size - 1))
+			cpu_raise(c, o, o && (o->flags & OP_STACK_SEG) && !(kind & ACC_IMPLICIT) ? X_SS : X_GP, 0);
+	} else {
+		second = (u32)second;
+	}
+	if (alignment_checked(c) && !(kind & (ACC_IMPLICIT | ACC_X)) && size > 1 && size <= 8 &&
+	    (la & (size - 1)))
+		cpu_raise(c, o, X_AC, 0);
+	if (size <= first) {
+		translate(c, o, la, size, kind, mode, &p[0]);
+		return 1;
+	}
+	translate(c, o, la, first, kind, mode, &p[0]);
+	translate(c, o, second, size - first, kind, mode, &p[1]);
+	return 2;
+}
+
+/* SDM 17.2.4: a data breakpoint is a trap, reported after the instruction. */
+static void check_breakpoints(struct cpu *c, u64 la, u32 size, u32 kind)
+{
+	struct cpu_more *m = c->more;
+	u64 dr7 = m->dr[7];
+
+	for (int i = 0; i < 4; i++) {
+		u32 type = dr7 >> (16 + 4 * i) & 3, code = dr7 >> (18 + 4 * i) & 3;
+		u32 len = code == 2 ? 8 : code + 1;
+		u64 at = m->dr[i] & ~(u64)(len - 1);
+
+		if (!(type & 1) || (type == 1 && !(kind & ACC_W)))
+			continue;
+		if (la < at + len && at < la + size && (dr7 >> (2 * i) & 3)) {
+			m->pending_debug |= 1u << i;
+			c->icount_stop = 0;
+		}
+	}
+}
+
+static void piece_read(const struct piece *p, u8 *to)
+{
+	memcpy(to, p->host, p->len);
+	if (!p->ov || p->ov->kind != OV_EMULATE)
+		return;
+	for (int r = 0; r < 2; r++) {
+		const struct hvi_emulate_range *g = &p->ov->range[r];
+
+		for (u32 k = 0; k < p->len; k++)
+			if (p->gpa + k - g->gpa < g->len)
+				to[k] = p->ov->bytes[g->offset + (p->gpa + k - g->gpa)];
+	}
+}
+
+/* Whether stores to the page of p are thrown away (SCRATCH; EMULATE on a page without W). */
+static bool piece_scratch(struct cpu *c, const struct piece *p)
+{
+	u32 rights;
+
+	if (!p->ov)
+		return false;
+	if (p->frame == NO_FRAME)
+		return true;
+	if (p->ov->kind == OV_ALLOW)
+		return false;
+	if (p->ov->kind == OV_SCRATCH)
+		return true;
+	mmu_frame(c->more->vm, c->more->view, p->gpa >> 12, &rights);
+	return !(rights & HVI_W);
+}
+
+static void piece_write(struct cpu *c, const struct piece *p, const u8 *from)
+{
+	if (piece_scratch(c, p))
+		return;
+	memcpy(p->host, from, p->len);
+	if (c->more->vm->frames[p->frame].code)
+		block_written(c, p->frame, (u32)((u64)p->host & 0xfff), p->len);
+}
+
+static void access_read(struct cpu *c, const struct op *o, u64 la, void *to, u32 size, u32 kind)
+{
+	struct piece p[2];
+	int n = pieces(c, o, la, size, kind, p);
+
+	piece_read(&p[0], to);
+	if (n == 2)
+		piece_read(&p[1], (u8 *)to + p[0].len);
+	if (unlikely(c->more->dr[7] & 0xff) && !(kind & ACC_IMPLICIT))
+		check_breakpoints(c, la, size, kind);
+}
+
+static void access_write(struct cpu *c, const struct op *o, u64 la, const void *from, u32 size, u32 kind)
+{
+	struct piece p[2];
+	int n = pieces(c, o, la, size, kind, p);
+
+	piece_write(c, &p[0], from);
+	if (n == 2)
+		piece_write(c, &p[1], (const u8 *)from + p[0].len);
+	if (unlikely(c->more->dr[7] & 0xff) && !(kind & ACC_IMPLICIT))
+		check_breakpoints(c, la, size, kind);
+}
+
+u64 mmu_load_slow(struct cpu *c, const struct op *o, u64 la, u32 size)
+{
+	u64 v = 0;
+
+	access_read(c, o, la, &v, size, ACC_R);
+	return v;
+}
+
+u64 mmu_load_rmw_slow(struct cpu *c, const struct op *o, u64 la, u32 size)
+{
+	u64 v = 0;
+
+	access_read(c, o, la, &v, size, ACC_R | ACC_W);
+	return v;
+}
+
+void mmu_store_slow(struct cpu *c, const struct op *o, u64 la, u64 v, u32 size)
+{
+	access_write(c, o, la, &v, size, ACC_W);
+}
+
+/* size may exceed a page only by going page by page in the caller; XSAVE areas are below that. */
+void mem_read(struct cpu *c, const struct op *o, u64 la, void *to, u32 size)
+{
+	access_read(c, o, la, to, size, ACC_R);
+}
+
+void mem_write(struct cpu *c, const struct op *o, u64 la, const void *from, u32 size)
+{
+	access_write(c, o, la, from, size, ACC_W);
+}
+
+void mem_read_sys(struct cpu *c, const struct op *o, u64 la, void *to, u32 size)
+{
+	access_read(c, o, la, to, size, ACC_R | ACC_IMPLICIT);
+}
+
+void mem_write_sys(struct cpu *c, const struct op *o, u64 la, const void *from, u32 size)
+{
+	access_write(c, o, la, from, size, ACC_W | ACC_IMPLICIT);
+}
+
+void mem_write_stack(struct cpu *c, const struct op *o, u64 la, const void *from, u32 size)
+{
+	access_write(c, o, la, from, size, ACC_W);
+}
+
+void mem_probe_write(struct cpu *c, const struct op *o, u64 la, u32 size)
+{
+	struct piece p[2];
+
+	pieces(c, o, la, size, ACC_W, p);
+}
+
+void mem_probe_read(struct cpu *c, const struct op *o, u64 la, u32 size)
+{
+	struct piece p[2];
+
+	pieces(c, o, la, size, ACC_R, p);
+}
+
+void *mem_direct(struct cpu *c, const struct op *o, u64 la, u32 size, bool write)
+{
+	struct piece p[2];
+
+	if (c->tlb == c->more->empty || (la & 0xfff) + size > PAGE)
+		return NULL;
+	pieces(c, o, la, size, write ? ACC_W : ACC_R, p);
+	if (write && c->more->vm->frames[p[0].frame].code)
+		return NULL;
+	return p[0].host;
+}
+
+const u8 *mmu_fetch(struct cpu *c, u64 la)
+{
+	struct piece p[2];
+
+	if (c->code_bits == 64 && !canonical(c, la))
+		cpu_raise(c, NULL, X_GP, 0);
+	pieces(c, NULL, la, 1, ACC_X, p);
+	c->more->fetch_ov = p[0].ov;
+	c->more->fetch_gpa = p[0].gpa;
+	return p[0].host;
+}
+
+void mmu_fetch_bytes(struct cpu *c, const u8 *host, u8 *to, u32 len)
+{
+	struct piece p = {
+		.host = (u8 *)(uintptr_t)host, .gpa = c->more->fetch_gpa, .len = len, .ov = c->more->fetch_ov,
+	};
+
+	piece_read(&p, to);
+}
+
+/* ---- effective addresses with segments ---------------------------------------------------------- */
+
+/* SDM 3.4.5.1: limit check of off..off+size-1. */
+bool seg_limit_ok(const struct hvi_segment *s, u64 off, u32 size)
+{
+	u64 end = off + size - 1;
+
+	if ((s->access & 0xc) == 4) {	/* data, expand down */
+		u64 top = s->access & (1u << 14) ? 0xffffffff : 0xffff;
+
+		return off > s->limit && end <= top;
+	}
+	return end <= s->limit;
+}
+
+u64 seg_linear(struct cpu *c, const struct op *o, u8 seg, u64 off, u32 size, bool write)
+{
+	const struct hvi_segment *s = &c->seg[seg];
+	u32 type = s->access & 15;
+	bool stack = seg == HVI_SS;
+
+	if (c->code_bits == 64) {
+		u64 la = off + (seg == HVI_FS || seg == HVI_GS ? c->segbase[seg] : 0);
+
+		if (!canonical(c, la) || !canonical(c, la + (size ? size - 1 : 0)))
+			cpu_raise(c, o, stack ? X_SS : X_GP, 0);
+		return la;
+	}
+	if (!size)
+		size = 1;
+	if ((c->cr0 & 1) && !(c->rflags & FL_VM)) {
+		bool bad = s->access & HVI_SEG_UNUSABLE;
+
+		if (write)
+			bad |= (type & 8) || !(type & 2);	/* code, or data without W */
+		else
+			bad |= (type & 10) == 8;		/* execute-only code */
+		if (bad)
+			cpu_raise(c, o, stack ? X_SS : X_GP, 0);
+	}
+	if (!seg_limit_ok(s, (u32)off, size))
+		cpu_raise(c, o, stack ? X_SS : X_GP, 0);
+	return (u32)(c->segbase[seg] + off);
+}
+
+u64 ea_slow(struct cpu *c, const struct op *o)
+{
+	u64 off = c->gpr[o->base] + (c->gpr[o->index] << o->scale) + (u64)o->disp;
+
+	if (o->asize == 4)
+		off = (u32)off;
+	else if (o->asize == 2)
+		off = (u16)off;
+	if (c->code_bits == 64 || o->seg == SEG_FLAT)
+		return off + c->segbase[o->seg];
+	return seg_linear(c, o, o->seg, off, o->msize, o->flags & OP_MEM_WRITE);
+}

@@ -1,0 +1,308 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * state.c - the vCPU page: reset, loading what the engine changed (with the
+ * checks that VM entry makes, SDM 27.3.1), storing everything at an exit.
+ */
+#include "more.h"
+
+#define CR0_PE	(1ull << 0)
+#define CR0_NE	(1ull << 5)
+#define CR0_WP	(1ull << 16)
+#define CR0_PG	(1ull << 31)
+#define CR0_ALL	0xe005003full
+#define CR4_PAE	(1ull << 5)
+#define CR4_PCIDE (1ull << 17)
+#define EFER_LME (1ull << 8)
+#define EFER_LMA (1ull << 10)
+#define EFER_ALL 0xd01ull		/* SCE, LME, LMA, NXE */
+
+void state_reset(struct cpu *c)
+{
+	struct cpu_more *m = c->more;
+	struct hvi_segment data = { .limit = 0xffff, .access = 0x93 };
+
+	memset(c->gpr, 0, sizeof(c->gpr));
+	c->gpr[HVI_RDX] = 0x600;
+	c->flags = 0;
+	c->rflags = 2;
+	c->rip = 0xfff0;
+	c->cr0 = 0x60000010;
+	c->cr2 = c->cr3 = c->cr4 = c->cr8 = c->efer = 0;
+	c->xcr0 = 1;
+	c->cpl = 0;
+	for (int i = 0; i < HVI_SEGS; i++)
+		c->seg[i] = data;
+	c->seg[HVI_CS] = (struct hvi_segment){
+		.base = 0xffff0000, .limit = 0xffff, .access = 0x9b, .selector = 0xf000,
+	};
+	m->ldtr = (struct hvi_segment){ .limit = 0xffff, .access = 0x82 };
+	m->tr = (struct hvi_segment){ .limit = 0xffff, .access = 0x8b };
+	m->gdtr = m->idtr = (struct hvi_table){ .limit = 0xffff };
+	m->star = m->lstar = m->cstar = m->fmask = m->kernel_gs_base = 0;
+	m->sysenter_cs = m->sysenter_esp = m->sysenter_eip = 0;
+	m->pat = 0x0007040600070406ull;
+	m->apic_base = 0xfee00800 | (m->index ? 0 : 0x100);
+	m->tsc_offset = -c->icount;
+	m->tsc_aux = m->debugctl = m->xss = m->spec_ctrl = 0;
+	m->misc_enable = 1;
+	m->mtrr_def = 0;
+	memset(m->mtrr_fix, 0, sizeof(m->mtrr_fix));
+	memset(m->mtrr_base, 0, sizeof(m->mtrr_base));
+	memset(m->mtrr_mask, 0, sizeof(m->mtrr_mask));
+	m->tsc_adjust = 0;
+	m->mcg_status = m->tsc_deadline = 0;
+	memset(m->dr, 0, sizeof(m->dr));
+	m->dr[6] = DR6_FIXED;
+	m->dr[7] = DR7_FIXED;
+	m->shadow = 0;
+	m->shadow_at = ~0ull;
+	m->nmi_blocked = false;
+	m->pending_debug = 0;
+	m->evt.valid = false;
+	m->nov = 0;
+	m->one = m->step_notify = false;
+	m->step_back = ~0u;
+	m->pass.valid = m->pass_exception = false;
+	m->delivering = m->notify_injected = m->shut_down = false;
+	m->in_exit = false;
+	m->mp_state = m->index ? HVI_MP_WAIT_SIPI : HVI_MP_RUNNING;
+	m->view = 0;
+	c->rep_limit = QUANTUM;
+	c->blk = NULL;
+	if (c->xsave) {		/* SDM table 9-1: x87 and SSE after reset */
+		memset(c->xsave, 0, 4096);
+		*(u16 *)c->xsave = 0x40;
+		*(u32 *)(c->xsave + 24) = 0x1f80;
+	}
+	cpu_mode_changed(c);
+	mmu_flush_all(c);
+}
+
+static bool canonical(u64 a, bool la57)
+{
+	unsigned int s = la57 ? 7 : 16;
+
+	return (u64)((i64)(a << s) >> s) == a;
+}
+
+/*
+ * Names of invalid fields for HVI_EXIT_ENTRY_FAILED's value: VMCS encodings
+ * (SDM appendix B), so that both backends speak of the same thing.
+ */
+#define F_CR0	0x6800
+#define F_CR3	0x6802
+#define F_CR4	0x6804
+#define F_RIP	0x681e
+#define F_RFLAGS 0x6820
+#define F_EFER	0x2806
+#define F_CS	0x4816
+#define F_SS	0x4818
+#define F_TR	0x4822
+#define F_PDPTE	0x280a
+#define F_BASE	0x6806
+#define F_STATE	0x4826
+#define F_XCR0	0x20ff
+
+static u32 load_cr(struct cpu *c, const struct hvi_vcpu *p)
+{
+	struct cpu_more *m = c->more;
+	u64 efer = p->efer;
+
+	if ((p->cr0 & ~CR0_ALL & ~0x10ull) || ((p->cr0 & CR0_PG) && !(p->cr0 & CR0_PE)) ||
+	    ((p->cr0 & (1ull << 29)) && !(p->cr0 & (1ull << 30))))
+		return F_CR0;
+	if (p->cr4 & ~cpuid_cr4_mask(c))
+		return F_CR4;
+	if (efer & ~EFER_ALL)
+		return F_EFER;
+	if (!!(efer & EFER_LMA) != ((efer & EFER_LME) && (p->cr0 & CR0_PG)))
+		return F_EFER;
+	if ((efer & EFER_LMA) && !(p->cr4 & CR4_PAE))
+		return F_CR4;
+	if ((p->cr4 & CR4_PCIDE) && !(efer & EFER_LMA))
+		return F_CR4;
+	if (p->cr3 & ~PHYS_MASK)
+		return F_CR3;
+	if (p->cr8 > 15)
+		return F_STATE;
+	if (!(p->xcr0 & 1) || (p->xcr0 & ~cpuid_xcr0_mask(c)) || (p->xcr0 & 6) == 4)
+		return F_XCR0;
+	c->cr0 = p->cr0 | 0x10;
+	c->cr2 = p->cr2;
+	c->cr4 = p->cr4;
+	c->cr8 = p->cr8;
+	c->xcr0 = p->xcr0;
+	c->efer = efer;
+	c->cr3 = p->cr3;
+	if ((c->cr0 & CR0_PG) && (c->cr4 & CR4_PAE) && !(efer & EFER_LMA) && !mmu_load_pdptes(c, c->cr3)) {
+		memset(m->pdpte, 0, sizeof(m->pdpte));
+		return F_PDPTE;
+	}
+	return 0;
+}
+
+static u32 load_segments(struct cpu *c, const struct hvi_vcpu *p)
+{
+	struct cpu_more *m = c->more;
+	bool lma = p->efer & EFER_LMA, la57 = p->cr4 & (1u << 12);
+	const struct hvi_segment *cs = &p->seg[HVI_CS];
+
+	if (!(cs->access & 0x80) || (cs->access & HVI_SEG_UNUSABLE) || !(cs->access & 0x10))
+		return F_CS;
+	if (lma && (cs->access & (1u << 13)) && (cs->access & (1u << 14)))
+		return F_CS;
+	if ((p->cr0 & CR0_PE) && !(p->rflags & FL_VM) && !(cs->access & 8) && (cs->access & 15) != 3)
+		return F_CS;
+	for (int i = 0; i < HVI_SEGS; i++) {
+		if (i >= HVI_FS ? !canonical(p->seg[i].base, la57) : p->seg[i].base >> 32)
+			return F_BASE + 2 * i;
+	}
+	if (!canonical(p->tr.base, la57) || !canonical(p->ldtr.base, la57))
+		return F_TR;
+	memcpy(c->seg, p->seg, sizeof(c->seg));
+	for (int i = 0; i < HVI_SEGS; i++)
+		memset(c->seg[i].reserved, 0, sizeof(c->seg[i].reserved));
+	m->ldtr = p->ldtr;
+	m->tr = p->tr;
+	/* CPL is SS.DPL (SDM 24.4.1), 0 in real mode, 3 in virtual-8086 mode. */
+	c->cpl = p->rflags & FL_VM ? 3 : p->cr0 & CR0_PE ? p->seg[HVI_SS].access >> 5 & 3 : 0;
+	return 0;
+}
+
+u32 state_load(struct cpu *c, u32 groups)
+{
+	struct cpu_more *m = c->more;
+	const struct hvi_vcpu *p = m->page;
+	bool mode = false;
+	u32 bad;
+
+	if (groups & HVI_STATE_GPR) {
+		u64 rip = p->rip;
+
+		memcpy(c->gpr, p->gpr, sizeof(p->gpr));
+		c->flags = p->rflags & FL_STATUS;
+		if ((c->rflags ^ p->rflags) & (FL_AC | FL_VM))
+			mode = true;
+		if ((c->rflags ^ p->rflags) & FL_VM)
+			groups |= HVI_STATE_SEG;
+		c->rflags = (p->rflags & 0x3f7fd5 & ~(u64)FL_STATUS) | 2;
+		if (rip != c->rip)
+			m->shadow = 0;
+		c->rip = rip;
+		if ((p->rflags & FL_VM) && ((p->efer & EFER_LMA) || !(p->cr0 & CR0_PE)))
+			return F_RFLAGS;
+	}
+	if (groups & (HVI_STATE_CR | HVI_STATE_MSR)) {
+		bad = load_cr(c, p);
+		if (bad)
+			return bad;
+		mode = true;
+	}
+	if (groups & (HVI_STATE_SEG | HVI_STATE_CR | HVI_STATE_MSR)) {
+		bad = load_segments(c, p);
+		if (bad)
+			return bad;
+		mode = true;
+	}
+	if (groups & HVI_STATE_TABLES) {
+		bool la57 = c->cr4 & (1u << 12);
+
+		if (!canonical(p->gdtr.base, la57) || !canonical(p->idtr.base, la57))
+			return 0x6816;
+		m->gdtr = p->gdtr;
+		m->idtr = p->idtr;
+		m->gdtr.limit &= 0xffff;
+		m->idtr.limit &= 0xffff;
+	}
+	if (groups & HVI_STATE_MSR) {
+		if (!canonical(p->lstar, false) || !canonical(p->kernel_gs_base, false) ||
+		    !canonical(p->sysenter_esp, false) || !canonical(p->sysenter_eip, false))
+			return F_EFER;
+		m->star = p->star;
+		m->lstar = p->lstar;
+		m->cstar = p->cstar;
+		m->fmask = (u32)p->fmask;
+		m->kernel_gs_base = p->kernel_gs_base;
+		m->sysenter_cs = p->sysenter_cs;
+		m->sysenter_esp = p->sysenter_esp;
+		m->sysenter_eip = p->sysenter_eip;
+		m->pat = p->pat;
+		m->apic_base = p->apic_base;
+		m->tsc_aux = (u32)p->tsc_aux;
+		m->debugctl = p->debugctl;
+		m->xss = p->xss;
+		m->spec_ctrl = p->spec_ctrl;
+		if (p->tsc != m->page_tsc)
+			m->tsc_offset = p->tsc - c->icount;
+	}
+	if (groups & HVI_STATE_DR) {
+		for (int i = 0; i < 4; i++)
+			m->dr[i] = p->dr[i];
+		m->dr[6] = (p->dr[6] & 0xe00f) | DR6_FIXED;
+		m->dr[7] = (p->dr[7] & 0xffff2fff) | DR7_FIXED;
+		mode = true;
+	}
+	if (groups & HVI_STATE_EVENTS) {
+		m->nmi_blocked = p->interruptibility & HVI_BLOCK_NMI;
+		m->shadow = p->interruptibility & HVI_BLOCK_MOV_SS ? HVI_BLOCK_MOV_SS :
+			    p->interruptibility & HVI_BLOCK_STI ? HVI_BLOCK_STI : 0;
+		m->shadow_at = c->icount;
+		m->pending_debug = p->pending_debug & 0x600f;
+		if (p->mp_state <= HVI_MP_SHUTDOWN)
+			m->mp_state = p->mp_state;
+		else if (p->mp_state != HVI_MP_PAUSED)
+			return F_STATE;
+	}
+	if (mode)
+		cpu_mode_changed(c);
+	if (groups & (HVI_STATE_CR | HVI_STATE_MSR))
+		mmu_flush_all(c);
+	if (c->code_bits == 64 ? !canonical(c->rip, c->cr4 & (1u << 12)) : c->rip >> 32)
+		return F_RIP;
+	return 0;
+}
+
+void state_store(struct cpu *c)
+{
+	struct cpu_more *m = c->more;
+	struct hvi_vcpu *p = m->page;
+
+	memcpy(p->gpr, c->gpr, sizeof(p->gpr));
+	p->rip = c->rip;
+	p->rflags = flags_all(c);
+	memcpy(p->seg, c->seg, sizeof(p->seg));
+	p->ldtr = m->ldtr;
+	p->tr = m->tr;
+	p->gdtr = m->gdtr;
+	p->idtr = m->idtr;
+	p->cr0 = c->cr0;
+	p->cr2 = c->cr2;
+	p->cr3 = c->cr3;
+	p->cr4 = c->cr4;
+	p->cr8 = c->cr8;
+	p->xcr0 = c->xcr0;
+	p->efer = c->efer;
+	p->star = m->star;
+	p->lstar = m->lstar;
+	p->cstar = m->cstar;
+	p->fmask = m->fmask;
+	p->kernel_gs_base = m->kernel_gs_base;
+	p->sysenter_cs = m->sysenter_cs;
+	p->sysenter_esp = m->sysenter_esp;
+	p->sysenter_eip = m->sysenter_eip;
+	p->pat = m->pat;
+	p->apic_base = m->apic_base;
+	p->tsc = m->page_tsc = cpu_tsc(c, NULL);
+	p->tsc_aux = m->tsc_aux;
+	p->debugctl = m->debugctl;
+	p->xss = m->xss;
+	p->spec_ctrl = m->spec_ctrl;
+	memcpy(p->dr, m->dr, sizeof(p->dr));
+	p->interruptibility = exec_interruptibility(c);
+	p->mp_state = m->vm->paused[m->index] ? HVI_MP_PAUSED : m->mp_state;
+	p->pending_debug = (u32)m->pending_debug;
+	p->irq_ready = exec_can_take_irq(c);
+	p->view = m->view;
+	p->counters.instructions = c->icount;
+	p->valid = HVI_STATE_ALL;
+}

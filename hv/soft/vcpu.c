@@ -1,0 +1,502 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * vcpu.c - vCPUs as the ioctls see them: creation, HVI_RUN with the reply to
+ * the exit before it, pause and kick, XSAVE images, MSRs.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include "native.h"
+#include "vm.h"
+
+struct cpu *vcpu_new(struct vm *vm, u32 index)
+{
+	struct cpu *c = aligned_alloc(64, (sizeof(*c) + 63) & ~63ul);
+	struct cpu_more *m;
+
+	if (!c)
+		return NULL;
+	memset(c, 0, sizeof(*c));
+	c->more = m = calloc(1, sizeof(*m));
+	c->jumps = malloc(JUMPS * sizeof(*c->jumps));
+	if (!m || !c->jumps)
+		goto fail;
+	memset(c->jumps, 0xff, JUMPS * sizeof(*c->jumps));
+	m->vm = vm;
+	m->index = index;
+	m->step_back = ~0u;
+	m->page = mmap(NULL, HVI_VCPU_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (m->page == MAP_FAILED) {
+		m->page = NULL;
+		goto fail;
+	}
+	m->single = malloc(sizeof(struct block) + 2 * sizeof(struct op));
+	m->nothing = aligned_alloc(64, PAGE);
+	if (!m->single || !m->nothing || mmu_init_cpu(c) || native_init(c))
+		goto fail;
+	memset(m->nothing, 0xff, PAGE);
+	m->page->size = sizeof(struct hvi_vcpu);
+	m->page->index = index;
+	m->page->initial_apic_id = index;
+	m->page->eptp_index = ~0u;
+	return c;
+fail:
+	vcpu_free(c);
+	return NULL;
+}
+
+void vcpu_free(struct cpu *c)
+{
+	if (c->more) {
+		native_free(c);
+		mmu_free_cpu(c);
+		free(c->more->single);
+		free(c->more->nothing);
+		if (c->more->page)
+			munmap(c->more->page, HVI_VCPU_SIZE);
+	}
+	free(c->jumps);
+	free(c->more);
+	free(c);
+}
+
+static struct cpu *vcpu_of(const struct vm *vm, u32 index)
+{
+	return index < vm->ncpus ? vm->cpu[index] : NULL;
+}
+
+/* ---- replies ------------------------------------------------------------------------------ */
+
+/* Reasons whose RIP stands at an instruction that SKIP can pass. */
+static bool can_skip(const struct cpu *c)
+{
+	const struct hvi_exit *x = &c->more->page->exit;
+
+	if (!x->insn_len || x->insn_len > 15 || (x->access & HVI_ACCESS_EVENT))
+		return false;
+	switch (x->reason) {
+	case HVI_EXIT_EPT: case HVI_EXIT_MSR_READ: case HVI_EXIT_MSR_WRITE: case HVI_EXIT_CR_WRITE:
+	case HVI_EXIT_DTR: case HVI_EXIT_XSETBV: case HVI_EXIT_VMCALL: case HVI_EXIT_IO:
+	case HVI_EXIT_CPUID: case HVI_EXIT_HLT: case HVI_EXIT_EXCEPTION: case HVI_EXIT_EMULATION:
+		return true;
+	default:
+		return false;
+	}
+}
+
+static bool range_ok(const struct hvi_emulate_range *r)
+{
+	return !r->len || (r->len <= HVI_EMULATE_BYTES && r->offset <= HVI_EMULATE_BYTES - r->len &&
+			   (r->gpa & 0xfff) + r->len <= PAGE);
+}
+
+/* What does not depend on state: refuse it before anything changes. */
+static int reply_ok(struct cpu *c)
+{
+	const struct cpu_more *m = c->more;
+	const struct hvi_reply *r = &m->page->reply;
+
+	switch (r->action) {
+	case HVI_REPLY_RESUME:
+	case HVI_REPLY_RETRY:
+	case HVI_REPLY_INJECT:
+		return 0;
+	case HVI_REPLY_SKIP:
+		return can_skip(c) ? 0 : -EINVAL;
+	case HVI_REPLY_EMULATE:
+		if (!range_ok(&r->range[0]) || !range_ok(&r->range[1]))
+			return -EINVAL;
+		return m->page->exit.reason == HVI_EXIT_EPT ? 0 : -EINVAL;
+	case HVI_REPLY_SCRATCH:
+		return m->page->exit.reason == HVI_EXIT_EPT ? 0 : -EINVAL;
+	case HVI_REPLY_STEP:
+		if ((r->flags & ~HVI_STEP_NOTIFY) || r->step_view >= HVI_MAX_VIEWS ||
+		    !m->vm->view[r->step_view].used)
+			return -EINVAL;
+		return 0;
+	default:
+		return -EINVAL;
+	}
+}
+
+static void drop_one(struct cpu *c)
+{
+	struct cpu_more *m = c->more;
+
+	m->one = false;
+	m->nov = 0;
+	m->pass.valid = false;
+	if (m->step_back != ~0u) {
+		m->view = m->step_back;
+		m->step_back = ~0u;
+	}
+}
+
+static void skip(struct cpu *c)
+{
+	struct cpu_more *m = c->more;
+
+	c->rip += m->page->exit.insn_len;
+	if (c->code_bits != 64)
+		c->rip = c->code_bits == 16 ? (u16)c->rip : (u32)c->rip;
+	c->icount++;
+	c->rflags &= ~(u64)FL_RF;
+	m->evt.valid = false;
+	if (c->rflags & FL_TF)
+		m->pending_debug |= 1u << 14;
+	if (m->step_back != ~0u || m->one) {
+		bool notify = m->step_notify;
+
+		drop_one(c);
+		m->notify_step = notify;
+		m->step_notify = false;
+	}
+}
+
+static void skip_io(struct cpu *c)
+{
+	const struct hvi_exit *x = &c->more->page->exit;
+
+	if ((x->flags & HVI_IO_IN) && !(x->flags & HVI_IO_STRING)) {
+		u64 *rax = &c->gpr[HVI_RAX];
+
+		if (x->size == 1)
+			*rax = (*rax & ~0xffull) | (u8)x->value;
+		else if (x->size == 2)
+			*rax = (*rax & ~0xffffull) | (u16)x->value;
+		else
+			*rax = (u32)x->value;
+	}
+	skip(c);
+}
+
+static void add_override(struct cpu *c, enum override_kind kind)
+{
+	struct cpu_more *m = c->more;
+	const struct hvi_reply *r = &m->page->reply;
+	u64 gfn = m->page->exit.gpa >> 12;
+	struct override *ov;
+	u32 i;
+
+	if (m->nov && m->one_rip != c->rip)
+		m->nov = 0;
+	for (i = 0; i < m->nov && m->ov[i].gfn != gfn; i++)
+		;
+	if (i == MAX_OVERRIDES)
+		i = 0;	/* no instruction touches so many pages: a stale one */
+	if (i == m->nov)
+		m->nov++;
+	ov = &m->ov[i];
+	ov->gfn = gfn;
+	ov->kind = (u8)kind;
+	if (kind == OV_EMULATE) {
+		memcpy(ov->range, r->range, sizeof(ov->range));
+		memcpy(ov->bytes, r->bytes, sizeof(ov->bytes));
+	}
+	m->one = true;
+	m->one_rip = c->rip;
+}
+
+static void resume(struct cpu *c)
+{
+	struct cpu_more *m = c->more;
+	const struct hvi_exit *x = &m->page->exit;
+
+	switch (x->reason) {
+	case HVI_EXIT_EPT:
+		add_override(c, OV_ALLOW);
+		break;
+	case HVI_EXIT_IO:
+		skip_io(c);
+		break;
+	case HVI_EXIT_VMCALL:
+		skip(c);
+		break;
+	case HVI_EXIT_EXCEPTION:
+		m->pass_exception = true;
+		break;
+	case HVI_EXIT_MSR_READ: case HVI_EXIT_MSR_WRITE: case HVI_EXIT_CR_WRITE:
+	case HVI_EXIT_DTR: case HVI_EXIT_XSETBV: case HVI_EXIT_CPUID: case HVI_EXIT_HLT:
+		m->pass = (struct pass){
+			.valid = true, .reason = x->reason, .number = x->number, .value = x->value,
+		};
+		m->one = true;
+		m->one_rip = c->rip;
+		break;
+	}
+}
+
+static void take_reply(struct cpu *c)
+{
+	struct cpu_more *m = c->more;
+	struct hvi_reply *r = &m->page->reply;
+	u32 action = r->action;
+
+	r->action = HVI_REPLY_RESUME;
+	m->in_exit = false;
+	if (m->one && m->one_rip != c->rip)
+		drop_one(c);	/* the engine moved the guest elsewhere */
+	switch (action) {
+	case HVI_REPLY_RESUME:
+		resume(c);
+		break;
+	case HVI_REPLY_SKIP:
+		if (m->page->exit.reason == HVI_EXIT_IO)
+			skip_io(c);
+		else
+			skip(c);
+		break;
+	case HVI_REPLY_RETRY:
+		if (m->page->exit.reason == HVI_EXIT_EXCEPTION)
+			m->evt.valid = false;
+		break;
+	case HVI_REPLY_EMULATE:
+		add_override(c, OV_EMULATE);
+		break;
+	case HVI_REPLY_SCRATCH:
+		add_override(c, OV_SCRATCH);
+		break;
+	case HVI_REPLY_STEP:
+		if (m->page->exit.reason == HVI_EXIT_EXCEPTION)
+			m->pass_exception = true;
+		if (m->step_back == ~0u)
+			m->step_back = m->view;
+		m->view = r->step_view;
+		m->step_notify = r->flags & HVI_STEP_NOTIFY;
+		m->one = true;
+		m->one_rip = c->rip;
+		break;
+	case HVI_REPLY_INJECT:
+		m->evt.valid = false;
+		drop_one(c);
+		break;
+	}
+	mmu_setup(c);
+}
+
+/* ---- run ---------------------------------------------------------------------------------- */
+
+static void finish_exit(struct cpu *c)
+{
+	struct cpu_more *m = c->more;
+	struct hvi_exit *x = &m->page->exit;
+
+	x->view = m->view;
+	x->tsc = cpu_tsc(c, NULL);
+	m->in_exit = true;
+	m->page->counters.exits++;
+}
+
+/* Take what the engine changed in the pages. 0, an errno, or 1 when a state is invalid (*who has it). */
+static int enter(struct vm *vm, struct cpu **who)
+{
+	for (u32 i = 0; i < vm->ncpus; i++) {
+		struct cpu *c = vm->cpu[i];
+		struct cpu_more *m = c->more;
+		u32 view = m->page->view, keep = m->step_back != ~0u ? m->step_back : m->view;
+
+		if (view != keep && (view >= HVI_MAX_VIEWS || !vm->view[view].used))
+			return -EINVAL;
+		if (view < HVI_MAX_VIEWS && !m->set[view] && mmu_add_set(c, view))
+			return -ENOMEM;
+		if (vm->last == c && m->in_exit) {
+			int err = reply_ok(c);
+
+			if (err)
+				return err;
+			if (m->page->reply.action == HVI_REPLY_STEP && !m->set[m->page->reply.step_view] &&
+			    mmu_add_set(c, m->page->reply.step_view))
+				return -ENOMEM;
+		}
+	}
+	for (u32 i = 0; i < vm->ncpus; i++) {
+		struct cpu *c = vm->cpu[i];
+		struct cpu_more *m = c->more;
+		u32 dirty = m->page->dirty | (m->reload ? HVI_STATE_ALL : 0);
+
+		if (m->step_back != ~0u) {
+			m->step_back = m->page->view;
+		} else if (m->view != m->page->view) {
+			m->view = m->page->view;
+			mmu_setup(c);
+		}
+		c->epoch++;
+		if (!dirty)
+			continue;
+		m->page->dirty = 0;
+		m->reload = false;
+		u32 bad = state_load(c, dirty);
+
+		if (bad) {
+			m->reload = true;
+			memset(&m->page->exit, 0, sizeof(m->page->exit));
+			m->page->exit.reason = HVI_EXIT_ENTRY_FAILED;
+			m->page->exit.number = 33;	/* SDM appendix C: invalid guest state */
+			m->page->exit.value = bad;
+			*who = c;
+			return 1;
+		}
+	}
+	if (vm->last && vm->last->more->in_exit)
+		take_reply(vm->last);
+	return 0;
+}
+
+int vcpu_run(struct vm *vm, struct hvi_run *run)
+{
+	struct cpu *who = NULL;
+	int err;
+
+	if (run->flags & ~HVI_RUN_DEADLINE)
+		return -EINVAL;
+	vm->started = true;
+	err = enter(vm, &who);
+	if (err < 0)
+		return err;
+	if (!err) {
+		exec_run(vm, run->deadline, run->flags & HVI_RUN_DEADLINE, &who);
+		for (u32 i = 0; i < vm->ncpus; i++)
+			state_store(vm->cpu[i]);
+	}
+	finish_exit(who);
+	vm->last = who;
+	run->vcpu = who->more->index;
+	run->reason = who->more->page->exit.reason;
+	return 0;
+}
+
+/* ---- pause, kick, fetch, reset ---------------------------------------------------------------- */
+
+int vcpu_op(struct vm *vm, unsigned long request, const struct hvi_vcpu_op *op)
+{
+	u32 first = op->vcpu, last = op->vcpu;
+
+	if (op->vcpu == HVI_ALL_VCPUS) {
+		first = 0;
+		last = vm->ncpus - 1;
+	} else if (op->vcpu >= vm->ncpus) {
+		return -EINVAL;
+	}
+	if (request == HVI_FETCH && (op->groups & ~HVI_STATE_ALL))
+		return -EINVAL;
+	for (u32 i = first; i <= last; i++) {
+		struct cpu *c = vm->cpu[i];
+
+		switch (request) {
+		case HVI_PAUSE:
+			if (!__atomic_exchange_n(&vm->paused[i], 1, __ATOMIC_SEQ_CST))
+				vm->pause_report[i] = 1;
+			break;
+		case HVI_RESUME:
+			__atomic_store_n(&vm->paused[i], 0, __ATOMIC_SEQ_CST);
+			vm->pause_report[i] = 0;
+			break;
+		case HVI_KICK:
+			if (i == first)
+				vm->kicked[i] = 1;
+			break;
+		case HVI_FETCH:		/* every exit stores all of it */
+			break;
+		case HVI_RESET:
+			state_reset(c);
+			c->more->reload = false;
+			c->more->page->dirty = 0;
+			memset(&c->more->page->event, 0, sizeof(c->more->page->event));
+			state_store(c);
+			break;
+		}
+	}
+	if (request == HVI_PAUSE || request == HVI_KICK)
+		__atomic_store_n(&vm->attention, 1, __ATOMIC_SEQ_CST);
+	return 0;
+}
+
+/* ---- XSAVE, MSRs -------------------------------------------------------------------------------- */
+
+int vcpu_get_xsave(struct vm *vm, const struct hvi_xsave *a)
+{
+	struct cpu *c = vcpu_of(vm, a->vcpu);
+
+	if (!c || a->size < NATIVE_XSAVE_SIZE)
+		return -EINVAL;
+	if (!a->data)
+		return -EFAULT;
+	memset((void *)(uintptr_t)a->data, 0, a->size);
+	memcpy((void *)(uintptr_t)a->data, c->xsave, NATIVE_XSAVE_SIZE);
+	return 0;
+}
+
+int vcpu_set_xsave(struct vm *vm, const struct hvi_xsave *a)
+{
+	struct cpu *c = vcpu_of(vm, a->vcpu);
+	const u8 *from = (const void *)(uintptr_t)a->data;
+
+	if (!c || a->size < 576)
+		return -EINVAL;
+	if (!from)
+		return -EFAULT;
+	for (int i = 520; i < 576; i++)	/* XCOMP_BV and the reserved bytes of the header */
+		if (from[i])
+			return -EINVAL;
+	memset(c->xsave, 0, NATIVE_XSAVE_SIZE);
+	memcpy(c->xsave, from, a->size < NATIVE_XSAVE_SIZE ? a->size : NATIVE_XSAVE_SIZE);
+	native_xsave_loaded(c);
+	return 0;
+}
+
+int vcpu_list_msrs(struct vm *vm, struct hvi_msrs *a)
+{
+	u32 list[128], n = msr_list(list, 128);
+	struct hvi_msr_entry *e = (void *)(uintptr_t)a->entries;
+
+	if (!vcpu_of(vm, a->vcpu))
+		return -EINVAL;
+	if (a->count < n) {
+		a->count = n;
+		return -E2BIG;
+	}
+	if (!e)
+		return -EFAULT;
+	for (u32 i = 0; i < n; i++)
+		e[i] = (struct hvi_msr_entry){ .index = list[i] };
+	a->count = n;
+	return 0;
+}
+
+int vcpu_msrs(struct vm *vm, const struct hvi_msrs *a, bool set)
+{
+	struct cpu *c = vcpu_of(vm, a->vcpu);
+	struct hvi_msr_entry *e = (void *)(uintptr_t)a->entries;
+
+	if (!c || a->count > 4096)
+		return -EINVAL;
+	if (a->count && !e)
+		return -EFAULT;
+	if (set)
+		for (u32 i = 0; i < a->count; i++)
+			if (!msr_write_ok(c, e[i].index, e[i].value))
+				return -EINVAL;
+	for (u32 i = 0; i < a->count; i++) {
+		u64 v = 0;
+
+		if (set) {
+			msr_write(c, e[i].index, e[i].value);
+		} else {
+			if (!msr_read(c, NULL, e[i].index, &v))
+				return -EINVAL;
+			e[i].value = v;
+		}
+	}
+	if (set) {
+		cpu_mode_changed(c);
+		mmu_flush_all(c);
+		state_store(c);
+	}
+	return 0;
+}
+
+int vcpu_mtrr(struct vm *vm, struct hvi_mtrr *a)
+{
+	a->type = msr_mtrr_type(vm->cpu[0], a->gpa);
+	return 0;
+}
