@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: MIT
+import type { PhysicalMemory } from "../memory/physical.ts";
+import type { VirtualMemory } from "../memory/virtual.ts";
+import { decode, MAX_INSTRUCTION } from "./decode.ts";
+import type { CodeMode, Instruction } from "./instruction.ts";
+
+const BITS = 14;
+const SIZE = 1 << BITS;
+
+/**
+ * Decoded instructions by guest physical address and mode.
+ *
+ * A hit is checked against the bytes in memory, so that code which the guest
+ * changed without an exit is never answered from the cache; invalidatePage()
+ * and clear() give the memory back early. Direct-mapped: a fixed number of
+ * slots, an instruction that falls on a taken one replaces it. Instructions
+ * that cross a page are not kept: what follows the page depends on the tables.
+ */
+export class DecodeCache {
+  hits = 0;
+  misses = 0;
+  private readonly keys = new Float64Array(SIZE).fill(-1);
+  private readonly slots: (Instruction | undefined)[] = new Array(SIZE).fill(undefined);
+  private readonly scratch = new Uint8Array(MAX_INSTRUCTION);
+
+  constructor(private readonly memory: PhysicalMemory) {}
+
+  /** The instruction at a guest physical address; undefined when there is none in its page. */
+  atGpa(gpa: number, mode: CodeMode): Instruction | undefined {
+    const slot = DecodeCache.slotOf(gpa, mode);
+    if (this.keys[slot] === DecodeCache.keyOf(gpa, mode)) {
+      const kept = this.slots[slot];
+      if (kept !== undefined && this.unchanged(gpa, kept)) {
+        this.hits++;
+        return kept;
+      }
+    }
+    return this.fill(gpa, mode, slot);
+  }
+
+  /**
+   * The instruction at a guest virtual address, which may cross into another
+   * page. Undefined when a page is absent or the bytes are no instruction.
+   */
+  at(memory: VirtualMemory, gva: number, mode: CodeMode): Instruction | undefined {
+    const gpa = memory.gpaOf(gva);
+    if (gpa < 0) return undefined;
+    const inPage = this.atGpa(gpa, mode);
+    if (inPage !== undefined || (gva & 0xfff) <= 0x1000 - MAX_INSTRUCTION) return inPage;
+    const n = memory.readPartial(gva, this.scratch);
+    return decode(n === MAX_INSTRUCTION ? this.scratch : this.scratch.subarray(0, n), 0, mode);
+  }
+
+  private static keyOf(gpa: number, mode: CodeMode): number {
+    return gpa * 4 + (mode >>> 5);
+  }
+  private static slotOf(gpa: number, mode: CodeMode): number {
+    return (gpa ^ Math.floor(gpa / SIZE) ^ (mode << 7)) & (SIZE - 1);
+  }
+
+  /** Compares the instruction's bytes with memory. Its end is inside the page of gpa. */
+  private unchanged(gpa: number, kept: Instruction): boolean {
+    const n = kept.length;
+    const m = this.memory;
+    // Reading past the end of the page would look at memory of someone else: go byte by byte there.
+    if ((gpa & 0xfff) > 0x1000 - 16) return this.unchangedAtEnd(gpa, kept);
+    if (n <= 4) return ((m.read32(gpa) ^ kept.word0) & DecodeCache.mask(n)) === 0;
+    if ((m.read32(gpa) | 0) !== (kept.word0 | 0)) return false;
+    if (n <= 8) return ((m.read32(gpa + 4) ^ kept.word1) & DecodeCache.mask(n - 4)) === 0;
+    if ((m.read32(gpa + 4) | 0) !== (kept.word1 | 0)) return false;
+    if (n <= 12) return ((m.read32(gpa + 8) ^ kept.word2) & DecodeCache.mask(n - 8)) === 0;
+    if ((m.read32(gpa + 8) | 0) !== (kept.word2 | 0)) return false;
+    return ((m.read32(gpa + 12) ^ kept.word3) & DecodeCache.mask(n - 12)) === 0;
+  }
+  private unchangedAtEnd(gpa: number, kept: Instruction): boolean {
+    for (let i = 0; i < kept.length; i++) {
+      if (this.memory.read8(gpa + i) !== kept.byte(i)) return false;
+    }
+    return true;
+  }
+  /** Ones for the low n bytes of a word, n = 1..4. */
+  private static mask(n: number): number {
+    return n === 4 ? -1 : (1 << (8 * n)) - 1;
+  }
+
+  private fill(gpa: number, mode: CodeMode, slot: number): Instruction | undefined {
+    this.misses++;
+    const n = Math.min(MAX_INSTRUCTION, 0x1000 - (gpa & 0xfff));
+    const bytes = this.memory.ram.view(gpa, n);
+    const decoded = bytes && decode(bytes, 0, mode);
+    if (decoded) {
+      this.keys[slot] = DecodeCache.keyOf(gpa, mode);
+      this.slots[slot] = decoded;
+    }
+    return decoded;
+  }
+
+  /** Drops what was decoded in one page. */
+  invalidatePage(gfn: number): void {
+    for (let i = 0; i < SIZE; i++) {
+      if (Math.floor(this.keys[i] / 0x4000) === gfn) this.drop(i);
+    }
+  }
+  clear(): void {
+    for (let i = 0; i < SIZE; i++) this.drop(i);
+  }
+  private drop(i: number): void {
+    this.keys[i] = -1;
+    this.slots[i] = undefined;
+  }
+  /** Share of lookups answered from the cache, 0..1. */
+  get hitRate(): number {
+    const all = this.hits + this.misses;
+    return all === 0 ? 0 : this.hits / all;
+  }
+}
+
