@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: MIT
+/**
+ * Identification on Debian's kernels as the loader puts them into memory, KASLR
+ * on and off, before their first instruction. What a running kernel has besides
+ * (processes, modules) is tested in test/guest-live.test.ts.
+ */
+import { beforeAll, describe, expect, test } from "bun:test";
+import { kernel as fixture, SERIES, type Series } from "../../../fixtures/kernels/kernels.ts";
+import { GuestRam, type Vcpu } from "../../bridge/index.ts";
+import { loadImage } from "../../machine/load/index.ts";
+import { PhysicalMemory } from "../../memory/index.ts";
+import type { GuestCpu } from "../cpu.ts";
+import { identify } from "../identify.ts";
+import type { LinuxGuest } from "./kernel.ts";
+
+const MEMORY = 192 * 1024 * 1024;
+/** Where the loader puts the kernel, and its text with no slide. */
+const LOADED = 0x100_0000;
+const TABLES = MEMORY - 0x1_0000;
+
+/** The mapping that startup_64 makes: the whole image, 2 MiB pages. */
+function mapImage(memory: PhysicalMemory, slide: number): void {
+  memory.writeU64(TABLES + 511 * 8, (TABLES + 0x1000) | 0x23, 0);
+  memory.writeU64(TABLES + 0x1000 + 510 * 8, (TABLES + 0x2000) | 0x23, 0);
+  const first = (LOADED + slide) / 0x20_0000;
+  for (let i = 0; i < 40; i++) {
+    memory.writeU64(TABLES + 0x2000 + (first + i) * 8, (LOADED + i * 0x20_0000) | 0xe3, 0);
+  }
+}
+
+async function load(
+  series: Series,
+  append: string,
+): Promise<{ guest: LinuxGuest; release: string }> {
+  const files = await fixture(series);
+  const image = await loadImage({
+    kernel: new Uint8Array(await Bun.file(files.vmlinuz).arrayBuffer()),
+    kernelName: files.vmlinuz,
+    initrd: undefined,
+    initrdName: "",
+    append,
+    memory: MEMORY,
+    cpus: 1,
+    random: () => 0.4,
+  });
+  const ram = GuestRam.allocate(MEMORY);
+  // The entry registers are not looked at.
+  image.place(ram, new Proxy({}, { get: () => () => undefined, set: () => true }) as Vcpu);
+  const slide = Number(
+    image.notes.join("\n").match(/slide 0x([0-9a-f]+)/)?.[1] ? `0x${RegExp.$1}` : 0,
+  );
+  const memory = new PhysicalMemory(ram);
+  mapImage(memory, slide);
+  const cpu: GuestCpu = {
+    rip: 0,
+    cpl: 0,
+    cr0: 0x8005_0033,
+    cr3: TABLES,
+    cr4: 0x20,
+    efer: 0xd01,
+    lstar: 0,
+    kernelGsBase: 0,
+    idtBase: 0,
+    gpr: () => 0,
+    segBase: () => 0,
+  };
+  const attempt = identify(memory, cpu);
+  if (!attempt.ok) throw new Error(attempt.reason);
+  expect(attempt.guest.slide).toBe(slide);
+  return { guest: attempt.guest, release: files.release };
+}
+
+for (const series of Object.keys(SERIES) as Series[]) {
+  describe(`Debian's ${series} kernel as loaded`, () => {
+    let guest: LinuxGuest;
+    let release: string;
+    beforeAll(async () => {
+      ({ guest, release } = await load(series, "quiet"));
+    }, 120_000);
+
+    test("is identified with its version, slide and place", () => {
+      expect(guest.version).toBe(release);
+      expect(guest.slide).toBeGreaterThan(0);
+      expect(guest.physicalText).toBe(LOADED);
+    });
+
+    test("has symbols, ranges and types; nothing is missing", () => {
+      expect(guest.symbols.count).toBeGreaterThan(50_000);
+      expect([...guest.missing]).toEqual([]);
+      for (const kind of [
+        "text",
+        "rodata",
+        "data",
+        "init",
+        "init-text",
+        "syscall-table",
+        "idt",
+        "image",
+      ] as const) {
+        expect(guest.kernelRange(kind)).toBeDefined();
+      }
+      const text = guest.kernelRange("text");
+      const rodata = guest.kernelRange("rodata");
+      expect(text && rodata && text.end <= rodata.start).toBe(true);
+      for (const name of [
+        "text_poke_bp_batch",
+        "vfs_read",
+        "do_syscall_64",
+        "init_task",
+        "sys_call_table",
+      ]) {
+        const at = guest.symbols.lookup(name);
+        expect(at && guest.symbolize(at)).toContain("+0x0");
+      }
+      expect(guest.btf?.sizeof("list_head")).toBe(16);
+      expect(guest.btf?.offsetof("task_struct", "thread.sp")).toBeGreaterThan(0);
+      expect(guest.btf?.enumerator("SYSTEM_RUNNING")).toBeGreaterThan(0);
+    });
+
+    test("every symbol is found again by its name and address", () => {
+      const { symbols } = guest;
+      for (let i = 0; i < symbols.count; i += 97) {
+        const address = symbols.addressAt(i);
+        expect(symbols.findAll(symbols.nameAt(i)).some((s) => s.address === address)).toBe(true);
+        expect(symbols.at(address)?.address).toBe(address);
+      }
+    });
+
+    test("has its idle task and no modules yet", () => {
+      expect(guest.tasks().problem).toBeUndefined();
+      expect(guest.tasks().tasks.map((t) => t.comm)).toEqual(["swapper"]);
+      expect(guest.modules()).toEqual({ modules: [], problem: undefined });
+    });
+
+    test("without KASLR stands where it was linked", async () => {
+      const { guest: plain } = await load(series, "nokaslr");
+      expect(plain.slide).toBe(0);
+      expect(plain.symbols.count).toBe(guest.symbols.count);
+    }, 120_000);
+  });
+}
