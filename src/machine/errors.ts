@@ -1,0 +1,14 @@
+/**
+ * Something given by the user cannot be used: one line that says what, one
+ * that says what to do next. The command line answers it with exit code 2.
+ */
+export class InputError extends Error {
+  override name = "InputError";
+  constructor(
+    message: string,
+    /** The next step for a person. */
+    readonly hint: string,
+  ) {
+    super(message);
+  }
+}

@@ -1,0 +1,80 @@
+import {
+  HVI_EVENT_EXCEPTION,
+  HVI_IO_IN,
+  HVI_IO_REP,
+  HVI_RCX,
+  HVI_RDI,
+  HVI_RSI,
+  type Vcpu,
+  type Vm,
+} from "../bridge/index.ts";
+import { asGva } from "../memory/index.ts";
+import { vcpuMemory } from "./dump.ts";
+import type { PortMap } from "./ports.ts";
+import { addToRegister } from "./registers.ts";
+
+const RFLAGS_DF = 0x400;
+const VECTOR_PF = 14;
+const PF_WRITE = 2;
+const PF_USER = 4;
+
+/**
+ * INS and OUTS: one element an exit. With REP the instruction is run again
+ * for the next one, so that interrupts come in between as on a CPU.
+ */
+export class StringIo {
+  readonly #vm: Vm;
+  readonly #ports: PortMap;
+
+  constructor(vm: Vm, ports: PortMap) {
+    this.#vm = vm;
+    this.#ports = ports;
+  }
+
+  handle(vcpu: Vcpu): void {
+    const input = (vcpu.exitFlags & HVI_IO_IN) !== 0;
+    const size = vcpu.exitSize;
+    const gva = vcpu.exitGva;
+    const memory = vcpuMemory(this.#vm, vcpu);
+    // Translate first and last byte before the port is touched: a fault must leave the device alone.
+    const first = memory.gpaOf(asGva(gva));
+    const last = memory.gpaOf(asGva(gva + size - 1));
+    if (first < 0 || last < 0) {
+      const error = (input ? PF_WRITE : 0) | (vcpu.cpl === 3 ? PF_USER : 0);
+      vcpu.inject(HVI_EVENT_EXCEPTION, VECTOR_PF, error, first < 0 ? gva : gva + size - 1);
+      vcpu.injectReply();
+      return;
+    }
+    const physical = memory.physical;
+    const split = 0x1000 - (first & 0xfff);
+    const place = (i: number) => (i < split ? first + i : last - (size - 1 - i));
+    if (input) {
+      const value = this.#ports.in(vcpu.exitNumber, size);
+      for (let i = 0; i < size; i++) physical.write8(place(i), (value >>> (8 * i)) & 0xff);
+    } else {
+      let value = 0;
+      for (let i = 0; i < size; i++) value |= Math.max(0, physical.read8(place(i))) << (8 * i);
+      this.#ports.out(vcpu.exitNumber, size, value >>> 0);
+    }
+    this.#advance(vcpu, input ? HVI_RDI : HVI_RSI, size);
+  }
+
+  #advance(vcpu: Vcpu, pointer: number, size: number): void {
+    const step = (vcpu.rflags & RFLAGS_DF) !== 0 ? -size : size;
+    const wide = addressSize(vcpu);
+    addToRegister(vcpu, pointer, step, wide);
+    if ((vcpu.exitFlags & HVI_IO_REP) === 0) {
+      vcpu.skip();
+      return;
+    }
+    if (addToRegister(vcpu, HVI_RCX, -1, wide)) vcpu.skip();
+    else vcpu.retry();
+  }
+}
+
+/** Default address size of the code segment, bytes. An address-size prefix on INS/OUTS is not looked at. */
+function addressSize(vcpu: Vcpu): 2 | 4 | 8 {
+  const access = vcpu.segAccess(1);
+  if ((vcpu.efer & 0x400) !== 0 && (access & 0x2000) !== 0) return 8;
+  return (access & 0x4000) !== 0 ? 4 : 2;
+}

@@ -1,0 +1,59 @@
+#!/usr/bin/env bun
+import { cac } from "cac";
+import { BackendError, HviError } from "./bridge/index.ts";
+import { registerDoctor } from "./cli/doctor.ts";
+import { complain, EXIT_BAD_INPUT, EXIT_FAILURE, EXIT_OK, log } from "./cli/output.ts";
+import { registerRun } from "./cli/run.ts";
+import { registerVersion } from "./cli/version.ts";
+import { InputError } from "./machine/errors.ts";
+import { VERSION } from "./version.ts";
+
+/** One line a command; each registers itself with its options, help and action. */
+const COMMANDS = [registerRun, registerDoctor, registerVersion];
+
+/** Runs the command line; the exit code. */
+async function main(argv: string[]): Promise<number> {
+  const cli = cac("hvi");
+  for (const register of COMMANDS) register(cli);
+  cli.help();
+  cli.version(VERSION);
+  try {
+    cli.parse(argv, { run: false });
+    if (cli.options.help || cli.options.version) return EXIT_OK;
+    if (cli.matchedCommand === undefined) {
+      const name = cli.args[0];
+      if (name === undefined) {
+        cli.outputHelp();
+        return EXIT_BAD_INPUT;
+      }
+      throw new InputError(`there is no command '${name}'`, "see hvi --help");
+    }
+    return (await cli.runMatchedCommand()) ?? EXIT_OK;
+  } catch (error) {
+    return failure(error);
+  }
+}
+
+function failure(error: unknown): number {
+  if (error instanceof InputError) {
+    complain(error.message, error.hint);
+    return EXIT_BAD_INPUT;
+  }
+  if (error instanceof BackendError) {
+    complain(error.message, error.hint);
+    return EXIT_FAILURE;
+  }
+  if (error instanceof HviError) {
+    complain(error.message, "see hvi doctor");
+    return EXIT_FAILURE;
+  }
+  // cac reports what is wrong with the arguments by this error.
+  if (error instanceof Error && error.name === "CACError") {
+    complain(error.message, "see hvi --help");
+    return EXIT_BAD_INPUT;
+  }
+  log.error(error);
+  return EXIT_FAILURE;
+}
+
+process.exit(await main(process.argv));
