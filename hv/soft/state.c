@@ -4,6 +4,7 @@
  * checks that VM entry makes, SDM 27.3.1), storing everything at an exit.
  */
 #include "more.h"
+#include "native.h"
 
 #define CR0_PE	(1ull << 0)
 #define CR0_NE	(1ull << 5)
@@ -70,9 +71,8 @@ void state_reset(struct cpu *c)
 	c->rep_limit = QUANTUM;
 	c->blk = NULL;
 	if (c->xsave) {		/* SDM table 9-1: x87 and SSE after reset */
-		memset(c->xsave, 0, 4096);
+		native_init_state(c);
 		*(u16 *)c->xsave = 0x40;
-		*(u32 *)(c->xsave + 24) = 0x1f80;
 	}
 	cpu_mode_changed(c);
 	mmu_flush_all(c);
