@@ -27,6 +27,7 @@ const PACKAGES = {
   libelf1: "objtool, which builds the guests' modules",
   libssl3: "Kbuild's tools",
   "xz-utils": "the guests' compressed modules",
+  cpio: "a test of the archive writer",
 };
 
 /** A failure whose message is all that there is to say. */
