@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: MIT
+/** Every case, in the order of the transcript. */
+import type { Case } from "./case.ts";
+import { accesses } from "./cases/access.ts";
+import { errors } from "./cases/errors.ts";
+import { exits } from "./cases/exits.ts";
+import { accessedDirty, areas, descriptors, frames, stack, strings } from "./cases/implicit.ts";
+import { injections } from "./cases/inject.ts";
+import { modes } from "./cases/modes.ts";
+import { rights } from "./cases/rights.ts";
+import { state } from "./cases/state.ts";
+import { smp, views } from "./cases/views.ts";
+
+export const suite: readonly Case[] = [
+  ...rights,
+  ...accesses,
+  ...strings,
+  ...stack,
+  ...frames,
+  ...descriptors,
+  ...areas,
+  ...accessedDirty,
+  ...exits,
+  ...injections,
+  ...views,
+  ...smp,
+  ...state,
+  ...modes,
+  ...errors,
+];
