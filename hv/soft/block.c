@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 #include "more.h"
+#include "native.h"
 
 #define ARENA_BYTES	(96ul << 20)
 #define BLOCK_BYTES_MAX	(sizeof(struct block) + (BLOCK_OPS + 1) * sizeof(struct op) + PAGE)
@@ -363,6 +364,7 @@ void block_flush(struct vm *vm)
 		memset(vm->cpu[i]->jumps, 0xff, JUMPS * sizeof(struct jump));
 		vm->cpu[i]->blk = NULL;
 		mmu_flush_all(vm->cpu[i]);
+		native_reset(vm->cpu[i]);
 	}
 }
 
@@ -659,10 +661,10 @@ struct block *block_get(struct cpu *c)
 	struct block *b;
 	struct jump *j;
 
+	if (vm->arena_end - vm->arena_next < (long)(2 * BLOCK_BYTES_MAX) || native_full(c))
+		block_flush(vm);
 	if (c->code_bits != 64 && c->seg[HVI_CS].limit - (u32)c->rip < PAGE - (u32)(la & 0xfff) - 1)
 		return block_single(c);	/* CS may end inside a block */
-	if (vm->arena_end - vm->arena_next < (long)(2 * BLOCK_BYTES_MAX))
-		block_flush(vm);
 	host = mmu_fetch(c, la);
 	key = block_key(frame_of(vm, host), (u32)((u64)host & 0xfff), c->more->mode);
 again:

@@ -179,7 +179,9 @@ static void run_fx(struct cpu *c, const struct op *o)
 			flags &= MXCSR_PRE;
 		simd_exception(c, o, flags);
 	}
-	write_back(c, o, f, &m);
+	/* An unmasked IE, OE or UE keeps the result from being stored (SDM 1, 8.5.1, 8.5.4, 8.5.5). */
+	if (!(get_u16(to + XS_FSW) & ~get_u16(to + XS_FCW) & FSW_NO_STORE))
+		write_back(c, o, f, &m);
 	if (f->bits & FORM_FIP) {
 		fip = op_rip(c, o);
 		if (x87_pending(to)) {
@@ -296,12 +298,18 @@ static struct registers registers(const struct insn *in)
 	return r;
 }
 
+/* All of D8 to DF, whatever set Zydis counts it to (FISTTP: SSE3, FCOMI: P6). */
+static bool is_x87(const struct insn *in)
+{
+	return in->z.encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY &&
+	       in->z.opcode_map == ZYDIS_OPCODE_MAP_DEFAULT && (in->z.opcode & 0xf8) == 0xd8;
+}
+
 static u8 needs(const struct insn *in, struct registers r)
 {
 	bool vex = in->z.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX;
 
-	if (in->z.meta.isa_ext == ZYDIS_ISA_EXT_X87 || in->z.meta.isa_set == ZYDIS_ISA_SET_FCMOV ||
-	    in->z.meta.isa_set == ZYDIS_ISA_SET_SSE3X87)
+	if (is_x87(in))
 		return NEED_X87 | NEED_NOMF;
 	if (vex)
 		return NEED_VEX | (r.vector ? NEED_AVX | NEED_TS0 : 0);
@@ -332,7 +340,7 @@ enum xlate native_translate(struct cpu *c, const struct insn *in, struct op *o)
 		o->fn = run_nothing;
 		return XLATE_NEXT;
 	}
-	switch (native(c)->has[in->z.meta.isa_set]) {
+	switch (native(c)->has[is_x87(in) ? ZYDIS_ISA_SET_X87 : in->z.meta.isa_set]) {
 	case SET_RUNS:
 		break;
 	case SET_ABSENT:

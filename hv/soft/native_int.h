@@ -37,6 +37,8 @@
 #define FSW_ES		0x80u
 #define FSW_B		0x8000u
 
+#define FSW_NO_STORE	0x19u	/* IE, OE, UE */
+
 #define CR0_PE		(1u << 0)
 #define CR0_MP		(1u << 1)
 #define CR0_EM		(1u << 2)

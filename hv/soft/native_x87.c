@@ -26,10 +26,22 @@ static void put_fcw(u8 *x, u16 v)
 	x87_fix_es(x);
 }
 
+/* The image's registers count from TOP: a change of TOP moves them, the physical ones stay. */
+static void set_fsw(u8 *x, u16 sw)
+{
+	u32 by = ((sw >> 11) - (get_u16(x + XS_FSW) >> 11)) & 7;
+	u8 old[128];
+
+	memcpy(old, x + XS_ST, sizeof(old));
+	for (u32 i = 0; by && i < 8; i++)
+		memcpy(x + XS_ST + 16 * i, old + 16 * ((i + by) & 7), 16);
+	put_u16(x + XS_FSW, sw);
+}
+
 static void init(u8 *x)
 {
 	put_u16(x + XS_FCW, 0x37f);
-	put_u16(x + XS_FSW, 0);
+	set_fsw(x, 0);
 	put_u16(x + XS_FTW, 0);
 	put_u16(x + XS_FOP, 0);
 	put_u64(x + XS_FIP, 0);
@@ -133,7 +145,7 @@ static void take_env(const struct cpu *c, const struct op *o, const u8 *env)
 		fdp = w[5];
 		fop = o->a ? 0 : w[4] >> 16;
 	}
-	put_u16(x + XS_FSW, (u16)w[1]);
+	set_fsw(x, (u16)w[1]);
 	put_u16(x + XS_FTW, abridged_tags((u16)w[2]));
 	put_u16(x + XS_FOP, fop & 0x7ff);
 	put_u64(x + XS_FIP, fip);
