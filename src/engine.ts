@@ -9,13 +9,13 @@ import {
 } from "./bridge/index.ts";
 import { ALLOW, type GpaHook, GpaHooks } from "./ept/gpa-hooks.ts";
 import type { WrittenBytes } from "./ept/page-tables.ts";
+import { InstructionWrites } from "./ept/written.ts";
 import { identify } from "./guest/identify.ts";
 import type { LinuxGuest } from "./guest/linux/kernel.ts";
 import { asGva } from "./memory/address.ts";
 import type { PhysicalMemory } from "./memory/physical.ts";
 import { Attribution } from "./protect/attribution.ts";
 import type { ActiveProtection, Protection } from "./protect/protection.ts";
-import { InstructionWrites } from "./protect/written.ts";
 
 /** IA32_LSTAR: Linux writes it once per CPU, when its text stands where it will stay. */
 const MSR_LSTAR = 0xc0000082;
@@ -74,7 +74,7 @@ export class Engine {
     this.#alerts = options.alerts;
     this.#protections = options.protections;
     this.#hooks = new GpaHooks(options.vm);
-    const writes = new InstructionWrites(options.memory);
+    const writes = new InstructionWrites(options.vm, options.memory);
     this.#written = (access, out) => writes.bytes(access, out);
   }
 
@@ -155,7 +155,11 @@ export class Engine {
         return;
       }
       this.#stage = "unknown";
-      this.#event(vcpu, "guest-unknown", `guest not recognised: ${result.reason}; nothing is protected`);
+      this.#event(
+        vcpu,
+        "guest-unknown",
+        `guest not recognised: ${result.reason}; nothing is protected`,
+      );
       return;
     }
     const guest = result.guest;
@@ -178,7 +182,8 @@ export class Engine {
       this.#running = guest.btf?.enumerator("SYSTEM_RUNNING") ?? Number.NaN;
     }
     if (state === undefined || Number.isNaN(this.#running)) {
-      const missing = state === undefined ? "symbol system_state" : "enumerator SYSTEM_RUNNING in BTF";
+      const missing =
+        state === undefined ? "symbol system_state" : "enumerator SYSTEM_RUNNING in BTF";
       this.#stage = "unknown";
       this.#reason = `the guest's kernel has no ${missing}`;
       this.#event(vcpu, "guest-unknown", `${this.#reason}; nothing is protected`);

@@ -109,7 +109,12 @@ export interface TranslationViolation extends Header {
 
 export interface GuestEvent extends Header {
   kind: "event";
-  type: "guest-identified" | "guest-unknown" | "protection-active" | "protection-failed" | "guest-died";
+  type:
+    | "guest-identified"
+    | "guest-unknown"
+    | "protection-active"
+    | "protection-failed"
+    | "guest-died";
   /** The protection, for `protection-*`. */
   protection?: string;
   message: string;
@@ -120,9 +125,7 @@ export type Violation = EptViolation | TranslationViolation;
 export type Alert = Violation | GuestEvent;
 
 /** An alert before the queue has numbered and dated it. */
-export type Draft<T extends Alert> = T extends Alert
-  ? Omit<T, "schema" | "id" | "time">
-  : never;
+export type Draft<T extends Alert> = T extends Alert ? Omit<T, "schema" | "id" | "time"> : never;
 
 /** Gets every alert, in order, outside the path of an exit. */
 export interface AlertSink {

@@ -24,7 +24,12 @@ function violation(change: {
     reason: "no-exception",
     technique: "T1014",
     originator: { kind: "module", module: "evil", symbol: "evil_init+0x4", rip },
-    victim: { kind: "kernel-text", symbol: "vfs_read+0x0", gva: `0x${gva.toString(16)}`, gpa: "0x2000" },
+    victim: {
+      kind: "kernel-text",
+      symbol: "vfs_read+0x0",
+      gva: `0x${gva.toString(16)}`,
+      gpa: "0x2000",
+    },
     access: { kind: "write", size, old: "00".repeat(size), new: "cc".repeat(size), count: 1 },
     process: { pid: 7, tgid: 7, comm: "insmod" },
   };
@@ -98,7 +103,9 @@ test("the JSON-lines file holds every alert, one a line, readable by its owner o
     queue.close();
     const lines = readFileSync(path, "utf8").trimEnd().split("\n");
     expect(lines).toHaveLength(300);
-    expect(lines.map((l) => (JSON.parse(l) as Alert).id)).toEqual(Array.from({ length: 300 }, (_, i) => i + 1));
+    expect(lines.map((l) => (JSON.parse(l) as Alert).id)).toEqual(
+      Array.from({ length: 300 }, (_, i) => i + 1),
+    );
   } finally {
     rmSync(folder, { recursive: true });
   }

@@ -1,4 +1,4 @@
-import { type Alert, ALERT_SCHEMA, type AlertSink, type Draft } from "./alert.ts";
+import { ALERT_SCHEMA, type Alert, type AlertSink, type Draft } from "./alert.ts";
 
 /**
  * Takes alerts from inside an exit and gives them to the sinks between exits. A write that goes on

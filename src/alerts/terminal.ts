@@ -20,16 +20,20 @@ export class TerminalSink implements AlertSink {
 /** The line for one alert, without a newline. */
 export function formatAlert(alert: Alert, colour = false): string {
   if (alert.kind === "event") return paint(colour, 36, `hvi: ${alert.message}`);
-  const verdict = alert.action === "denied" ? paint(colour, 31, "DENIED") : paint(colour, 33, "ALLOWED");
+  const verdict =
+    alert.action === "denied" ? paint(colour, 31, "DENIED") : paint(colour, 33, "ALLOWED");
   return `${verdict} ${describe(alert)}`;
 }
 
 function describe(v: Violation): string {
   const victim = v.victim.symbol ?? v.victim.gva;
-  const bytes = v.access.new === undefined ? "" : ` ${shorten(v.access.old)} -> ${shorten(v.access.new)}`;
+  const bytes =
+    v.access.new === undefined ? "" : ` ${shorten(v.access.old)} -> ${shorten(v.access.new)}`;
   const process = v.process === undefined ? "" : ` in ${v.process.comm}[${v.process.tgid}]`;
   const what =
-    v.type === "translation-violation" ? "remap of" : `${v.access.kind} of ${v.access.size} bytes at`;
+    v.type === "translation-violation"
+      ? "remap of"
+      : `${v.access.kind} of ${v.access.size} bytes at`;
   return `${v.protection}: ${what} ${victim} (${v.victim.kind})${bytes} by ${who(v.originator)}${process}`;
 }
 

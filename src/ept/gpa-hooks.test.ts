@@ -1,4 +1,5 @@
 import { describe, expect, test } from "bun:test";
+import { fakeVm } from "../bridge/fake.ts";
 import {
   HVI_ACCESS_EXEC,
   HVI_ACCESS_READ,
@@ -12,7 +13,6 @@ import {
   HVI_X,
   REPLY_ACTION,
 } from "../bridge/index.ts";
-import { fakeVm } from "../bridge/fake.ts";
 import { ALLOW, DENY, GpaHooks, type HookAction, REPLIED, RETRY } from "./gpa-hooks.ts";
 import { violate } from "./violation.fixture.ts";
 
@@ -103,7 +103,9 @@ describe("dispatch", () => {
 
   test("a page that is not hooked is not ours", () => {
     const { vm, backend, hooks } = setup();
-    expect(hooks.dispatch(violate(vm, backend, { gpa: 0x9000, access: HVI_ACCESS_WRITE }))).toBe(false);
+    expect(hooks.dispatch(violate(vm, backend, { gpa: 0x9000, access: HVI_ACCESS_WRITE }))).toBe(
+      false,
+    );
   });
 
   test.each([
@@ -116,7 +118,16 @@ describe("dispatch", () => {
   ])("a part of a page: an access %s", (_what, gpa, size, calls) => {
     const { vm, backend, hooks } = setup();
     let called = 0;
-    hooks.add(5, HVI_W, () => (called++, DENY), 0x10, 0x18);
+    hooks.add(
+      5,
+      HVI_W,
+      () => {
+        called++;
+        return DENY;
+      },
+      0x10,
+      0x18,
+    );
     hooks.commit();
     const vcpu = violate(vm, backend, { gpa, access: HVI_ACCESS_WRITE, size });
     expect(hooks.dispatch(vcpu)).toBe(true);
@@ -137,7 +148,10 @@ describe("dispatch", () => {
       hooks.remove(other);
       return DENY;
     });
-    const other = hooks.add(5, HVI_W, () => (second++, ALLOW));
+    const other = hooks.add(5, HVI_W, () => {
+      second++;
+      return ALLOW;
+    });
     hooks.commit();
     hooks.dispatch(violate(vm, backend, { gpa: 0x5000, access: HVI_ACCESS_WRITE, size: 1 }));
     expect(second).toBe(0);

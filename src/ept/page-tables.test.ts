@@ -1,6 +1,11 @@
 import { expect, test } from "bun:test";
-import { HVI_ACCESS_WRITE, HVI_REPLY_RESUME, HVI_REPLY_SCRATCH, REPLY_ACTION } from "../bridge/index.ts";
 import { fakeVm } from "../bridge/fake.ts";
+import {
+  HVI_ACCESS_WRITE,
+  HVI_REPLY_RESUME,
+  HVI_REPLY_SCRATCH,
+  REPLY_ACTION,
+} from "../bridge/index.ts";
 import { PhysicalMemory } from "../memory/physical.ts";
 import { ALLOW, DENY, GpaHooks, type HookAction } from "./gpa-hooks.ts";
 import { type TranslationChange, TranslationWatch } from "./page-tables.ts";
@@ -85,7 +90,10 @@ test.each([
   ["nothing at all", PD + 8 * 8, entry(0x40000083)],
 ])("a change of %s is none", (_what, gpa, bytes) => {
   let calls = 0;
-  const { write } = setup(() => (calls++, DENY));
+  const { write } = setup(() => {
+    calls++;
+    return DENY;
+  });
   expect(write(gpa, bytes)).toBe(HVI_REPLY_RESUME);
   expect(calls).toBe(0);
 });
@@ -98,7 +106,10 @@ test.each([
   ["the address above 4 GiB", entry(0x50001, 1)],
 ])("a change of %s is one", (_what, bytes) => {
   let calls = 0;
-  const { write } = setup(() => (calls++, ALLOW));
+  const { write } = setup(() => {
+    calls++;
+    return ALLOW;
+  });
   write(PT, bytes);
   expect(calls).toBe(1);
 });
@@ -145,7 +156,15 @@ test("tables that point to themselves do not hang it", () => {
   const memory = new PhysicalMemory(vm.ram);
   for (let i = 0; i < 512; i++) memory.writeU64(PML4 + i * 8, PML4 | 3, 0);
   const hooks = new GpaHooks(vm);
-  new TranslationWatch(hooks, memory, () => -1, PML4, BASE, BASE + 0x400000, () => ALLOW);
+  new TranslationWatch(
+    hooks,
+    memory,
+    () => -1,
+    PML4,
+    BASE,
+    BASE + 0x400000,
+    () => ALLOW,
+  );
   expect(hooks.pageCount).toBe(1);
 });
 

@@ -1,6 +1,12 @@
 import { HVI_W, type Vcpu } from "../bridge/index.ts";
 import type { PhysicalMemory } from "../memory/physical.ts";
-import { ALLOW, type GpaHook, type GpaHooks, type HookAction, type PageAccess } from "./gpa-hooks.ts";
+import {
+  ALLOW,
+  type GpaHook,
+  type GpaHooks,
+  type HookAction,
+  type PageAccess,
+} from "./gpa-hooks.ts";
 
 /**
  * Watches the translation of linear address ranges in 4-level page tables (the guide's "Guest

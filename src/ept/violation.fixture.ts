@@ -1,3 +1,4 @@
+import type { FakeBackend } from "../bridge/fake.ts";
 import {
   EXIT_ACCESS,
   EXIT_GPA,
@@ -9,7 +10,6 @@ import {
   type Vcpu,
   type Vm,
 } from "../bridge/index.ts";
-import type { FakeBackend } from "../bridge/fake.ts";
 
 /** Lets the fake backend's vCPU 0 exit with an EPT violation, and returns it. */
 export function violate(
@@ -24,6 +24,7 @@ export function violate(
     words[EXIT_SIZE >>> 2] = o.size ?? 0;
     words[EXIT_GVA >>> 2] = o.gva ?? 0;
     words[EXIT_ACCESS >>> 2] = o.access | (o.gva === undefined ? 0 : HVI_ACCESS_GVA);
+    return 0;
   });
   return vm.run();
 }

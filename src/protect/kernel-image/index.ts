@@ -60,10 +60,12 @@ class KernelImage implements ActiveProtection {
       { kind: "kernel-text", start: floorPage(text.start), end: ceilPage(text.end) },
       { kind: "kernel-rodata", start: floorPage(rodata.start), end: ceilPage(rodata.end) },
     ];
-    this.#tables = ["sys_call_table", "ia32_sys_call_table", "x32_sys_call_table"].flatMap((name) => {
-      const range = guest.symbolRange(name);
-      return range === undefined ? [] : [{ kind: "syscall-table" as const, ...range }];
-    });
+    this.#tables = ["sys_call_table", "ia32_sys_call_table", "x32_sys_call_table"].flatMap(
+      (name) => {
+        const range = guest.symbolRange(name);
+        return range === undefined ? [] : [{ kind: "syscall-table" as const, ...range }];
+      },
+    );
     try {
       for (const region of this.#regions) this.#protect(region);
     } catch (error) {
