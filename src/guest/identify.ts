@@ -5,7 +5,12 @@
  * again and again: it is cheap until a kernel is mapped, and says what is
  * missing yet.
  */
-import { type PhysicalMemory, pagingModeOf, VirtualMemory } from "../memory/index.ts";
+import {
+  gvaFromHalves,
+  type PhysicalMemory,
+  pagingModeOf,
+  VirtualMemory,
+} from "../memory/index.ts";
 import type { GuestCpu } from "./cpu.ts";
 import { Btf, type BtfFailure, findBtf } from "./linux/btf.ts";
 import {
@@ -16,7 +21,7 @@ import {
 } from "./linux/image.ts";
 import { findKallsyms, type KallsymsFailure } from "./linux/kallsyms.ts";
 import { LinuxGuest } from "./linux/kernel.ts";
-import { cString, joinSigned } from "./reader.ts";
+import { cString } from "./reader.ts";
 
 /** Why a guest is not identified, in the order in which a booting Linux overcomes them. */
 export type IdentifyFailure =
@@ -79,7 +84,7 @@ function codeHint(memory: VirtualMemory, cpu: GuestCpu): number | undefined {
   const middle = memory.read16(gate + 6);
   const high = memory.read32(gate + 8);
   if (low < 0 || middle < 0 || high < 0) return undefined;
-  const handler = joinSigned(((middle << 16) | low) >>> 0, high);
+  const handler = gvaFromHalves(((middle << 16) | low) >>> 0, high);
   return inside(handler) ? handler : undefined;
 }
 

@@ -4,6 +4,7 @@
  * PhysicalMemory and VirtualMemory satisfy these structurally; a memory dump,
  * a snapshot or a test image can stand in for them.
  */
+import { isKernelGva } from "../memory/address.ts";
 
 /** Guest physical memory, read only. An address without RAM is an error value, never a throw. */
 export interface PhysicalReader {
@@ -24,29 +25,17 @@ export interface VirtualReader {
   readInto(gva: number, out: Uint8Array): boolean;
 }
 
-/** 2^32, for splitting and joining 64-bit numbers. */
-export const TWO_32 = 0x1_0000_0000;
-
-/** The signed number of a 64-bit value given in halves (exact for canonical 48-bit addresses). */
-export function joinSigned(lo: number, hi: number): number {
-  return (hi | 0) * TWO_32 + (lo >>> 0);
-}
-
-/** A signed canonical address as `0x…` with 16 digits. */
-export function hex64(address: number): string {
-  if (!Number.isFinite(address)) return "(absent)";
-  const lo = ((address % TWO_32) + TWO_32) % TWO_32;
-  const hi = Math.floor(address / TWO_32) >>> 0;
-  return `0x${hi.toString(16).padStart(8, "0")}${lo.toString(16).padStart(8, "0")}`;
-}
-
-/**
- * True for an address of the kernel's half that is worth following: 47 bits of
- * it with 4-level paging, 56 with 5 levels. Beyond 2^53 a number is only exact
- * for multiples of 8, which all kernel objects are.
- */
+/** True for an address of the kernel's half (4-level paging) that is worth following; error values are none. */
 export function isKernelPointer(address: number): boolean {
-  return address < -4095 && address >= -(2 ** 56);
+  return address < -4095 && isKernelGva(address);
+}
+
+/** What is wrong with a list's pointer that is no kernel pointer. */
+export function pointerProblem(address: number): string {
+  // 57-bit addresses are not exact as numbers.
+  return address < -(2 ** 47) && address >= -(2 ** 56)
+    ? "has addresses of 5-level paging, which are not followed"
+    : "has a pointer that is none";
 }
 
 /** A NUL-terminated byte string of `bytes`, at most `max` long; bytes above 0x7f are shown as in Latin-1. */

@@ -8,7 +8,8 @@
  * Linux maps its image in 0xffffffff80000000..0xffffffffbfffffff
  * (Documentation/arch/x86/x86_64/mm.rst): one page of page-directory entries.
  */
-import { type PhysicalReader, TWO_32 } from "../reader.ts";
+import { gpaFromHalves } from "../../memory/address.ts";
+import type { PhysicalReader } from "../reader.ts";
 
 /** __START_KERNEL_map: where the image mapping begins. */
 export const KERNEL_MAP_START = -0x8000_0000;
@@ -35,7 +36,7 @@ export interface KernelImage {
 
 /** Physical frame (as a byte address) of a page-table entry given in halves: bits 51..12. */
 function frameOf(lo: number, hi: number): number {
-  return (hi & 0xf_ffff) * TWO_32 + ((lo & 0xffff_f000) >>> 0);
+  return gpaFromHalves(lo & 0xffff_f000, hi & 0xf_ffff);
 }
 
 /**

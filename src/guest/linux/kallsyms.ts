@@ -11,7 +11,7 @@
  * markers repeat the lengths of names, and the decoded addresses must ascend
  * and lie in the image. No kernel version is asked.
  */
-import { joinSigned, TWO_32 } from "../reader.ts";
+import { gvaFromHalves } from "../../memory/address.ts";
 
 /** How symbol addresses are stored. */
 export type KallsymsAddressing =
@@ -226,7 +226,7 @@ interface AddressTable {
   offsets: "before" | "after";
 }
 
-const unsignedOrder = (a: number) => (a < 0 ? a + TWO_32 * TWO_32 : a);
+const unsignedOrder = (a: number) => (a < 0 ? a + 2 ** 64 : a);
 
 /** True when the addresses ascend (as unsigned numbers) and most lie in the image. */
 function plausible(addresses: Float64Array, base: number, size: number): boolean {
@@ -277,7 +277,7 @@ function findAddresses(
 
   const wordPair = (at: number) =>
     at >= 0 && at + 8 <= bytesLength
-      ? joinSigned(words[at >> 2], words[(at >> 2) + 1])
+      ? gvaFromHalves(words[at >> 2], words[(at >> 2) + 1])
       : Number.NaN;
 
   const baseAfter = wordPair(alignUp(after + bytes, 8));

@@ -59,6 +59,8 @@ export class LinuxGuest {
   readonly missing: ReadonlyMap<"btf" | "tasks" | "modules" | "unwind", string>;
 
   readonly #text: GvaRange;
+  readonly #image: GvaRange;
+  readonly #initText: GvaRange | undefined;
   readonly #tasks: TaskReader | undefined;
   readonly #modules: ModuleReader | undefined;
   readonly #unwinder: OrcUnwinder | undefined;
@@ -70,6 +72,8 @@ export class LinuxGuest {
     this.banner = parts.banner;
     this.symbols = parts.symbols;
     this.#text = parts.text;
+    this.#image = this.kernelRange("image") ?? parts.text;
+    this.#initText = this.kernelRange("init-text");
     this.slide = parts.text.start - LINKED_TEXT;
     this.physicalText = parts.vm.gpaOf(parts.text.start);
 
@@ -88,7 +92,13 @@ export class LinuxGuest {
     const modules = ModuleReader.create(this.vm, this.symbols, this.btf);
     if (modules instanceof ModuleReader) this.#modules = modules;
     else missing.set("modules", modules.missing);
-    const unwinder = OrcUnwinder.create(this.vm, this.symbols, this.btf, this.#modules);
+    const unwinder = OrcUnwinder.create(
+      this.vm,
+      this.symbols,
+      this.btf,
+      this.#modules,
+      this.#image,
+    );
     if (unwinder instanceof OrcUnwinder) this.#unwinder = unwinder;
     else missing.set("unwind", unwinder.missing);
   }
@@ -132,7 +142,7 @@ export class LinuxGuest {
   /** True in the kernel's own code, init code included while it is there. */
   inKernelText(gva: number): boolean {
     if (gva >= this.#text.start && gva < this.#text.end) return true;
-    const init = this.kernelRange("init-text");
+    const init = this.#initText;
     return init !== undefined && gva >= init.start && gva < init.end && !this.initFreed;
   }
 
@@ -146,8 +156,7 @@ export class LinuxGuest {
   }
 
   #kernelSymbol(gva: number): KernelSymbol | undefined {
-    const image = this.kernelRange("image") ?? this.#text;
-    return gva >= image.start && gva < image.end ? this.symbols.at(gva) : undefined;
+    return gva >= this.#image.start && gva < this.#image.end ? this.symbols.at(gva) : undefined;
   }
 
   /** Name of the kernel's or a module's symbol at an address, without offset. */

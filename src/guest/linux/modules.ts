@@ -4,7 +4,8 @@
  * symbols that each keeps for kallsyms. Two generations of layout: core_layout
  * and init_layout, or (6.4 and later) mem[] by enum mod_mem_type.
  */
-import { cString, isKernelPointer, joinSigned, type VirtualReader } from "../reader.ts";
+import { gvaFromHalves } from "../../memory/address.ts";
+import { cString, isKernelPointer, pointerProblem, type VirtualReader } from "../reader.ts";
 import type { Btf } from "./btf.ts";
 import type { SymbolTable } from "./kallsyms.ts";
 
@@ -181,7 +182,7 @@ export class ModuleReader {
   #read(address: number, bytes: Uint8Array, view: DataView): LinuxModule | undefined {
     if (!this.vm.readInto(address, bytes)) return undefined;
     const pointer = (offset: number) =>
-      joinSigned(view.getUint32(offset, true), view.getUint32(offset + 4, true));
+      gvaFromHalves(view.getUint32(offset, true), view.getUint32(offset + 4, true));
     const ranges: ModuleRange[] = [];
     let size = 0;
     for (const r of this.rangeOffsets) {
@@ -219,7 +220,7 @@ export class ModuleReader {
     if (node === 0) return { modules, problem: undefined };
     while (node !== this.head) {
       if (!isKernelPointer(node))
-        return { modules, problem: "the module list has a pointer that is none" };
+        return { modules, problem: `the module list ${pointerProblem(node)}` };
       if (seen.has(node)) return { modules, problem: "the module list is circular" };
       if (modules.length >= MAX_MODULES)
         return { modules, problem: "the module list does not end" };
@@ -306,7 +307,7 @@ export class ModuleReader {
     if (entries.getUint16(at + 6, true) === 0) return undefined;
     return {
       name: this.#string(table.strtab + entries.getUint32(at, true)),
-      address: joinSigned(entries.getUint32(at + 8, true), entries.getUint32(at + 12, true)),
+      address: gvaFromHalves(entries.getUint32(at + 8, true), entries.getUint32(at + 12, true)),
       size: entries.getUint32(at + 16, true),
       type: table.types === undefined ? "?" : String.fromCharCode(table.types[i]),
     };
@@ -322,7 +323,7 @@ export class ModuleReader {
     let next = range.end;
     let bestName = "";
     for (let i = 1; i < table.count; i++) {
-      const value = joinSigned(
+      const value = gvaFromHalves(
         table.entries.getUint32(i * ELF_SYM + 8, true),
         table.entries.getUint32(i * ELF_SYM + 12, true),
       );

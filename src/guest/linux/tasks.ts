@@ -4,7 +4,8 @@
  * are followed with a bound and a memory of what was seen, so a circular list
  * or a wild pointer ends the walk with a named problem and what was read so far.
  */
-import { cString, isKernelPointer, type VirtualReader } from "../reader.ts";
+import { gvaFromHalves } from "../../memory/address.ts";
+import { cString, isKernelPointer, pointerProblem, type VirtualReader } from "../reader.ts";
 import type { Btf } from "./btf.ts";
 import type { SymbolTable } from "./kallsyms.ts";
 
@@ -133,7 +134,7 @@ export class TaskReader {
 
   #pointer(offset: number): number {
     const at = offset - this.#base;
-    return this.#view.getInt32(at + 4, true) * 0x1_0000_0000 + this.#view.getUint32(at, true);
+    return gvaFromHalves(this.#view.getUint32(at, true), this.#view.getUint32(at + 4, true));
   }
 
   #load(address: number): boolean {
@@ -190,7 +191,7 @@ export class TaskReader {
       node = this.vm.readPtr(node);
       if (node === head) break;
       if (!isKernelPointer(node)) {
-        problem = "the task list has a pointer that is none";
+        problem = `the task list ${pointerProblem(node)}`;
         break;
       }
       if (seen.has(node) || tasks.length >= MAX_TASKS) {

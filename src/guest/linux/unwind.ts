@@ -9,7 +9,7 @@ import { HVI_R10, HVI_R13, HVI_RDI, HVI_RDX } from "../../bridge/abi.ts";
 import { isKernelPointer, type VirtualReader } from "../reader.ts";
 import type { Btf, BtfMember } from "./btf.ts";
 import type { SymbolTable } from "./kallsyms.ts";
-import type { LinuxModule, ModuleReader } from "./modules.ts";
+import type { GvaRange, LinuxModule, ModuleReader } from "./modules.ts";
 
 const MAX_ORC_ENTRIES = 8_000_000;
 /** Stack that one trace may cover: thread, interrupt and exception stacks together. */
@@ -101,6 +101,7 @@ export class OrcUnwinder {
   private constructor(
     private readonly vm: VirtualReader,
     private readonly kernel: OrcTable,
+    private readonly image: GvaRange,
     private readonly modules: ModuleReader | undefined,
     private readonly size: number,
     private readonly fields: Record<
@@ -119,6 +120,7 @@ export class OrcUnwinder {
     symbols: SymbolTable,
     btf: Btf,
     modules: ModuleReader | undefined,
+    image: GvaRange,
   ): OrcUnwinder | { missing: string } {
     const ip = symbols.lookup("__start_orc_unwind_ip");
     const ipEnd = symbols.lookup("__stop_orc_unwind_ip");
@@ -157,6 +159,7 @@ export class OrcUnwinder {
     const unwinder = new OrcUnwinder(
       vm,
       { ip, entries, count },
+      image,
       modules,
       size,
       { spOffset, bpOffset, spReg, bpReg, type },
@@ -250,10 +253,15 @@ export class OrcUnwinder {
     };
   }
 
-  /** The ORC table for an address: a module's own, or the kernel's. */
-  #table(ip: number, modules: LinuxModule[]): OrcTable | undefined {
-    const module = modules.find((m) => m.ranges.some((r) => ip >= r.start && ip < r.end));
-    if (module === undefined) return this.kernel;
+  /** Modules, read once a trace and only when an address outside of the kernel's image comes up. */
+  #loaded: LinuxModule[] | undefined;
+
+  /** The ORC table for an address: the kernel's, or a module's own. */
+  #table(ip: number): OrcTable | undefined {
+    if (ip >= this.image.start && ip < this.image.end) return this.kernel;
+    this.#loaded ??= this.modules?.list().modules ?? [];
+    const module = this.#loaded.find((m) => m.ranges.some((r) => ip >= r.start && ip < r.end));
+    if (module === undefined) return undefined;
     const offsets = this.modules?.orc;
     if (offsets === undefined) return undefined;
     const count = this.vm.read32(module.address + offsets.count);
@@ -275,7 +283,7 @@ export class OrcUnwinder {
    */
   unwind(state: UnwindState, max: number): number[] {
     const trace: number[] = [];
-    const modules = this.modules?.list().modules ?? [];
+    this.#loaded = undefined;
     let { ip, sp, bp } = state;
     // Saved registers: those of the CPU, then of the last pt_regs, then none.
     let registers: ((index: number, offset: number) => number) | undefined = (index) =>
@@ -285,7 +293,7 @@ export class OrcUnwinder {
     while (trace.length < max) {
       if (!isKernelPointer(ip)) break;
       const at = interrupted ? ip : ip - 1;
-      const table = this.#table(at, modules);
+      const table = this.#table(at);
       const entry = (table === undefined ? undefined : this.#entry(table, at)) ?? FRAME_POINTER;
       if (entry.kind === "end") break;
       // Code the tables say nothing of: the kernel goes on by frame pointer.
