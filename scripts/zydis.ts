@@ -191,7 +191,17 @@ function build(work: string): void {
     return object;
   });
   const module = join(work, "zydis.wasm");
-  run([LLD, "--no-entry", "--gc-sections", "--strip-all", "-z", "stack-size=65536", "-o", module, ...objects]);
+  run([
+    LLD,
+    "--no-entry",
+    "--gc-sections",
+    "--strip-all",
+    "-z",
+    "stack-size=65536",
+    "-o",
+    module,
+    ...objects,
+  ]);
   const compiled = new WebAssembly.Module(readFileSync(module));
   const imports = WebAssembly.Module.imports(compiled);
   if (imports.length > 0) {

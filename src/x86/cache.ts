@@ -21,6 +21,8 @@ export class DecodeCache {
   misses = 0;
   private readonly keys = new Float64Array(SIZE).fill(-1);
   private readonly slots: (Instruction | undefined)[] = new Array(SIZE).fill(undefined);
+  /** Slots that hold instructions of a page, by GFN. */
+  private readonly pages = new Map<number, Set<number>>();
   private readonly scratch = new Uint8Array(MAX_INSTRUCTION);
 
   constructor(private readonly memory: PhysicalMemory) {}
@@ -89,24 +91,39 @@ export class DecodeCache {
     const bytes = this.memory.ram.view(gpa, n);
     const decoded = bytes && decode(bytes, 0, mode);
     if (decoded) {
+      this.drop(slot);
       this.keys[slot] = DecodeCache.keyOf(gpa, mode);
       this.slots[slot] = decoded;
+      const gfn = DecodeCache.gfnOf(this.keys[slot]);
+      const page = this.pages.get(gfn);
+      if (page) page.add(slot);
+      else this.pages.set(gfn, new Set([slot]));
     }
     return decoded;
+  }
+  private static gfnOf(key: number): number {
+    return Math.floor(key / 0x4000);
   }
 
   /** Drops what was decoded in one page. */
   invalidatePage(gfn: number): void {
-    for (let i = 0; i < SIZE; i++) {
-      if (Math.floor(this.keys[i] / 0x4000) === gfn) this.drop(i);
-    }
+    const page = this.pages.get(gfn);
+    if (!page) return;
+    for (const slot of page) this.drop(slot);
   }
   clear(): void {
-    for (let i = 0; i < SIZE; i++) this.drop(i);
+    this.keys.fill(-1);
+    this.slots.fill(undefined);
+    this.pages.clear();
   }
-  private drop(i: number): void {
-    this.keys[i] = -1;
-    this.slots[i] = undefined;
+  private drop(slot: number): void {
+    if (this.slots[slot] === undefined) return;
+    const gfn = DecodeCache.gfnOf(this.keys[slot]);
+    const page = this.pages.get(gfn);
+    page?.delete(slot);
+    if (page?.size === 0) this.pages.delete(gfn);
+    this.keys[slot] = -1;
+    this.slots[slot] = undefined;
   }
   /** Share of lookups answered from the cache, 0..1. */
   get hitRate(): number {
@@ -114,4 +131,3 @@ export class DecodeCache {
     return all === 0 ? 0 : this.hits / all;
   }
 }
-

@@ -1,5 +1,11 @@
 // SPDX-License-Identifier: MIT
-import { type CodeMode, Instruction, Operand, OPERAND_MEMORY, OPERAND_REGISTER } from "./instruction.ts";
+import {
+  type CodeMode,
+  Instruction,
+  OPERAND_MEMORY,
+  OPERAND_REGISTER,
+  Operand,
+} from "./instruction.ts";
 import { HEADER_WORDS, OPERAND_WORDS, type Zydis, zydis } from "./zydis/module.ts";
 
 /** The longest instruction (SDM vol. 2, 2.3.11). */

@@ -42,7 +42,8 @@ export function registerBytes(vcpu: Vcpu, info: RegisterInfo, out: Uint8Array): 
   if (info.kind !== "gpr") return false;
   const lo = registerLo(vcpu, info);
   const hi = registerHi(vcpu, info);
-  for (let i = 0; i < info.size; i++) out[i] = (i < 4 ? lo >>> (8 * i) : hi >>> (8 * (i - 4))) & 0xff;
+  for (let i = 0; i < info.size; i++)
+    out[i] = (i < 4 ? lo >>> (8 * i) : hi >>> (8 * (i - 4))) & 0xff;
   return true;
 }
 

@@ -93,11 +93,7 @@ export interface IdtEntry {
 }
 
 /** Reads entry `vector` of the IDT; undefined when it is beyond the limit or absent. */
-export function idtEntry(
-  vcpu: Vcpu,
-  memory: VirtualMemory,
-  vector: number,
-): IdtEntry | undefined {
+export function idtEntry(vcpu: Vcpu, memory: VirtualMemory, vector: number): IdtEntry | undefined {
   const mode = cpuMode(vcpu);
   const longMode = mode === "long" || mode === "compatibility";
   const size = longMode ? 16 : 8;
