@@ -1,5 +1,6 @@
 import {
   type BackendChoice,
+  type CpuidEntry,
   HVI_ACCESS_NO_RAM,
   HVI_EVENT_EXCEPTION,
   HVI_EVENT_EXTERNAL,
@@ -61,6 +62,8 @@ const VECTOR_GP = 13;
 const TWO32 = 4294967296;
 /** The loop goes back to Bun's event loop this often. */
 const SLICE_MS = 10;
+/** An event's delivery and a reply take an exit or two. */
+const MAX_SETTLE_EXITS = 64;
 /** Exits between two looks at the host's clock. */
 const EXITS_PER_LOOK = 64;
 
@@ -81,6 +84,8 @@ export interface MachineOptions {
   epoch: number;
   /** RAM comes from this file, copied on write: offset of its first byte. */
   ramFile?: { fd: number; offset: number };
+  /** CPUID of the guest; made from what the backend supports when not given. */
+  cpuid?: readonly CpuidEntry[];
 }
 
 export type RunResult =
@@ -108,6 +113,7 @@ export class Machine {
   readonly platform: Platform;
   readonly console: Console;
   readonly options: MachineOptions;
+  readonly cpuid: readonly CpuidEntry[];
   /** Has the first refusal of every exit. */
   observer: ExitObserver | undefined;
   /** Called between slices of guest work, about every 10 ms. */
@@ -169,7 +175,8 @@ export class Machine {
       // The table has one APIC page for all CPUs; moving it is the boot CPU's business.
       if (id === 0 && mapped) this.platform.moveLapic(gpa);
     };
-    vm.setCpuid(machineCpuid(vm.supportedCpuid(), options.cpus, vm.info.tscKhz));
+    this.cpuid = options.cpuid ?? machineCpuid(vm.supportedCpuid(), options.cpus, vm.info.tscKhz);
+    vm.setCpuid(this.cpuid);
     this.#setIntercepts();
     for (let i = 1; i < options.cpus; i++) vm.vcpus[i].mpState = HVI_MP_WAIT_SIPI;
     for (let i = 0; i < options.cpus; i++) vm.vcpus[i].initialApicId = i;
@@ -194,6 +201,30 @@ export class Machine {
   load(image: LoadableImage): void {
     image.place(this.vm.ram, this.vm.vcpus[0]);
     this.vm.vcpus[0].mpState = HVI_MP_RUNNING;
+  }
+
+  /** What a snapshot keeps of a vCPU beside its registers. */
+  vcpuExtra(index: number): { halted: boolean; tscOffset: number } {
+    return { halted: this.#halted[index], tscOffset: this.#tscOffset[index] };
+  }
+
+  setVcpuExtra(index: number, extra: { halted: boolean; tscOffset: number }): void {
+    this.#halted[index] = extra.halted;
+    this.#tscOffset[index] = extra.tscOffset;
+  }
+
+  /**
+   * Brings the machine to a point where registers are all there is of a vCPU:
+   * the last exit's reply is taken and no event is half delivered. False when
+   * the guest ended on the way.
+   */
+  settle(): boolean {
+    for (let i = 0; i < MAX_SETTLE_EXITS && this.#result === undefined; i++) {
+      const vcpu = this.vm.run(this.clock.now + this.#tscOffset[0]);
+      this.#took(vcpu);
+      if (vcpu.exitReason === HVI_EXIT_DEADLINE || vcpu.exitReason === HVI_EXIT_IDLE) return true;
+    }
+    return false;
   }
 
   /** Ends run() with this result at the next exit; the first result counts. */
@@ -292,16 +323,7 @@ export class Machine {
       deadline += this.#tscOffset[0];
       if (observer !== undefined && observer.deadline < deadline) deadline = observer.deadline;
       const vcpu = vm.run(deadline);
-      const index = vcpu.index;
-      this.#fresh = index;
-      const now = vcpu.exitTsc - this.#tscOffset[index];
-      if (now > clock.now) clock.now = now;
-      const reason = vcpu.exitReason;
-      if (observer?.handle(vcpu)) {
-        // With the other replies the exiting instruction runs first, and may change what can be taken.
-        const action = vcpu.replyAction;
-        if (action !== HVI_REPLY_SKIP && action !== HVI_REPLY_RETRY) this.#fresh = -1;
-      } else this.#exit(vcpu, reason);
+      const reason = this.#took(vcpu);
       if (observer !== undefined && observer.deadline <= vcpu.exitTsc) observer.poll(vcpu);
       if (--left <= 0 || reason === HVI_EXIT_DEADLINE) {
         left = EXITS_PER_LOOK;
@@ -314,6 +336,21 @@ export class Machine {
         }
       }
     }
+  }
+
+  /** Deals with an exit; its reason. */
+  #took(vcpu: Vcpu): number {
+    const index = vcpu.index;
+    this.#fresh = index;
+    const now = vcpu.exitTsc - this.#tscOffset[index];
+    if (now > this.clock.now) this.clock.now = now;
+    const reason = vcpu.exitReason;
+    if (this.observer?.handle(vcpu)) {
+      // With the other replies the exiting instruction runs first, and may change what can be taken.
+      const action = vcpu.replyAction;
+      if (action !== HVI_REPLY_SKIP && action !== HVI_REPLY_RETRY) this.#fresh = -1;
+    } else this.#exit(vcpu, reason);
+    return reason;
   }
 
   /** All are halted and nothing is pending: can anything still wake the guest? */

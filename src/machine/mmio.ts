@@ -9,8 +9,20 @@ import {
   type Vm,
 } from "../bridge/index.ts";
 import { asGva, PhysicalMemory, pagingFeaturesOf, pagingModeOf, VirtualMemory } from "../memory/index.ts";
-import { decode } from "../x86/decode.ts";
-import { type Instruction, OPERAND_IMMEDIATE, type Operand } from "../x86/instruction.ts";
+import {
+  decode,
+  type Instruction,
+  OPERAND_IMMEDIATE,
+  type Operand,
+  RFLAGS_AF as AF,
+  RFLAGS_CF as CF,
+  RFLAGS_DF as DF,
+  RFLAGS_OF as OF,
+  RFLAGS_PF as PF,
+  registerInfo,
+  RFLAGS_SF as SF,
+  RFLAGS_ZF as ZF,
+} from "../x86/index.ts";
 import { addToRegister } from "./registers.ts";
 import type { MmioMap } from "./ports.ts";
 
@@ -48,13 +60,6 @@ const ALU_NAMES: Record<string, Alu> = {
   xor: Alu.Xor,
 };
 
-const CF = 1;
-const PF = 4;
-const AF = 0x10;
-const ZF = 0x40;
-const SF = 0x80;
-const OF = 0x800;
-const DF = 0x400;
 const STATUS = CF | PF | AF | ZF | SF | OF;
 const EFER_LMA = 0x400;
 const ACCESS_L = 0x2000;
@@ -83,15 +88,6 @@ interface Plan {
   words: [number, number, number, number];
   rip: number;
 }
-
-/** Zydis's register numbers of general registers: AL.. AH.. SPL.., AX.., EAX.., RAX... */
-const FIRST_BYTE = 1;
-const FIRST_HIGH_BYTE = 5;
-const FIRST_NEW_BYTE = 9;
-const FIRST_WORD = 21;
-const FIRST_DWORD = 37;
-const FIRST_QWORD = 53;
-const LAST_QWORD = 68;
 
 export class MmioEmulator {
   readonly #mmio: MmioMap;
@@ -301,28 +297,11 @@ function setRegister(vcpu: Vcpu, plan: Plan, low: number, high: number): void {
 
 /** Fills in the register part of a plan; false when it is no general register. */
 function useRegister(plan: Plan, number: number): boolean {
-  plan.shift = 0;
-  if (number >= FIRST_QWORD && number <= LAST_QWORD) {
-    plan.register = number - FIRST_QWORD;
-    plan.registerSize = 8;
-  } else if (number >= FIRST_DWORD && number < FIRST_QWORD) {
-    plan.register = number - FIRST_DWORD;
-    plan.registerSize = 4;
-  } else if (number >= FIRST_WORD && number < FIRST_DWORD) {
-    plan.register = number - FIRST_WORD;
-    plan.registerSize = 2;
-  } else if (number >= FIRST_NEW_BYTE && number < FIRST_WORD) {
-    plan.register = number - FIRST_NEW_BYTE + 4;
-    plan.registerSize = 1;
-  } else if (number >= FIRST_HIGH_BYTE) {
-    plan.register = number - FIRST_HIGH_BYTE;
-    plan.registerSize = 1;
-    plan.shift = 8;
-  } else if (number >= FIRST_BYTE) {
-    plan.register = number - FIRST_BYTE;
-    plan.registerSize = 1;
-  } else return false;
-  return true;
+  const info = registerInfo(number);
+  plan.register = info.index;
+  plan.registerSize = info.size;
+  plan.shift = info.high ? 8 : 0;
+  return info.kind === "gpr";
 }
 
 function makePlan(instruction: Instruction): Plan | undefined {
