@@ -67,6 +67,7 @@ struct shape {
 	u8 vector;		/* bytes: 16 or 32 */
 	u8 index;		/* bytes of a gather's index, and */
 	u8 index_reg, scale;	/* its register and shift */
+	u8 mask;		/* bytes of a gather's mask register */
 };
 _Static_assert(sizeof(struct shape) <= sizeof(((struct op *)0)->imm), "struct shape is in imm");
 
@@ -124,8 +125,9 @@ static void gather(struct cpu *c, const struct op *o)
 	vector_get(c, s.index_reg, index);
 	vector_get(c, o->b, mask);
 	vector_get(c, o->a, v);
-	for (u32 i = 0; i < count; i++)
+	for (u32 i = 0; i < s.mask / s.element; i++)
 		memset(mask + i * s.element, chosen(mask, i, s.element) ? 0xff : 0, s.element);
+	memset(mask + s.mask, 0, sizeof(mask) - s.mask);
 	for (u32 i = 0; i < count; i++) {
 		struct op at = *o;
 		i64 n;
@@ -217,6 +219,7 @@ static op_fn vgather(const struct insn *in, struct op *o, u8 index, u8 element)
 		.vector = in->z.raw.vex.L ? 32 : 16,
 		.index = index,
 		.index_reg = vector_number(in->op[1].mem.index),
+		.mask = (u8)(in->op[2].size / 8),
 	};
 
 	for (u32 scale = in->op[1].mem.scale; scale > 1; scale >>= 1)

@@ -288,7 +288,8 @@ static void store_operands(struct emit *e, const struct insn *in)
 {
 	bool vex = in->z.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX;
 
-	for (u32 i = 0; i < in->z.operand_count; i++) {
+	/* The first operand last: MULX with the same destination twice keeps the high half. */
+	for (u32 i = in->z.operand_count; i-- > 0;) {
 		const ZydisDecodedOperand *p = &in->op[i];
 		ZydisRegister r = p->reg.value;
 		bool high;

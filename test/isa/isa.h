@@ -116,5 +116,10 @@ u8 *guest_stack(void);
 
 /* Flags that the SDM leaves undefined here; *skip when the result itself is. */
 u32 undefined_flags(const struct test *t, bool *skip);
+/* After a fault: only the page of CR2 is defined; the stack may have been written. */
+bool fault_address_loose(const struct test *t);
+bool fault_stack_loose(const struct test *t);
+/* Brings what is undefined or known to differ to one value in both outcomes. */
+void forget_undefined(const struct test *t, struct outcome *host, struct outcome *guest);
 
 #endif
