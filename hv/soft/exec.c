@@ -60,6 +60,11 @@ void cpu_jump(struct cpu *c, const struct op *o, u64 rip)
 	go(c, rip, o == b->last ? b->n : (u64)(o - b->ops) + 1);
 }
 
+void cpu_continue(struct cpu *c, const struct op *o)
+{
+	go(c, op_next_rip(c, o), (u64)(o - c->blk->ops) + 1);
+}
+
 /* ---- leaving an instruction ---------------------------------------------------------------- */
 
 u64 cpu_icount(const struct cpu *c, const struct op *o)
@@ -166,7 +171,8 @@ void flags_set_all(struct cpu *c, u64 v)
 	if ((old ^ c->rflags) & (FL_TF | FL_IF | FL_AC | FL_VM | FL_RF)) {
 		if ((old ^ c->rflags) & FL_AC)
 			mmu_setup(c);
-		c->icount_stop = 0;
+		if (((old ^ c->rflags) & ~(u64)(FL_IF | FL_AC)) || c->more->page->want_irq_window)
+			c->icount_stop = 0;
 	}
 }
 

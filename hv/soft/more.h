@@ -277,6 +277,7 @@ static inline u32 jump_hash(u64 rip)
 
 /* exec.c */
 void op_block_end(struct cpu *c, const struct op *o);
+void cpu_continue(struct cpu *c, const struct op *o);	/* on to the next instruction through the loop's checks */
 void cpu_mode_changed(struct cpu *c);	/* segments, CR0, CR4, EFER, CPL changed */
 noreturn void cpu_exit(struct cpu *c, const struct op *o, u32 reason);	/* page->exit is filled */
 struct hvi_exit *cpu_exit_record(struct cpu *c);	/* a zeroed record */
@@ -305,6 +306,9 @@ u32 cpuid_xsave_size(void);
 u32 cpuid_size_of(u64 xcr0);			/* bytes of a standard-format XSAVE image */
 void cpuid_query(const struct cpu *c, u32 leaf, u32 index, u32 regs[4]);
 u64 cpuid_cr4_mask(const struct cpu *c);
+
+/* vm.c */
+int vm_msr_bit(u32 index, u32 *range, u32 *bit);	/* place in the intercept bitmaps */
 
 /* msr.c */
 bool msr_read(struct cpu *c, const struct op *o, u32 index, u64 *value);
