@@ -21,6 +21,8 @@ export interface U64 {
 export class PhysicalMemory {
   /** Word at which the page asked of wordsAt() starts. */
   wordIndex = 0;
+  /** Byte that bytesAt() was asked for. */
+  byteIndex = 0;
   private readonly scratch: U64 = { lo: 0, hi: 0 };
   // The first gigabyte of the first slot, where nearly all accesses go.
   private readonly firstGpa: number;
@@ -109,6 +111,18 @@ export class PhysicalMemory {
     const chunk = Math.floor(offset / RAM_CHUNK);
     this.wordIndex = (offset - chunk * RAM_CHUNK) >>> 2;
     return this.ram.words[chunk];
+  }
+
+  /**
+   * The bytes around gpa, good up to the end of its page; `byteIndex` tells
+   * where. Undefined when there is no RAM. Unlike ram.view() it allocates nothing.
+   */
+  bytesAt(gpa: number): Uint8Array | undefined {
+    const offset = this.ram.offsetOf(gpa);
+    if (offset < 0) return undefined;
+    const chunk = Math.floor(offset / RAM_CHUNK);
+    this.byteIndex = offset - chunk * RAM_CHUNK;
+    return this.ram.bytes[chunk];
   }
 
   /** Fills `into` from memory. False, with `into` partly written, when some of it is not RAM. */

@@ -11,8 +11,8 @@ const SIZE = 1 << BITS;
  * Decoded instructions by guest physical address and mode.
  *
  * A hit is checked against the bytes in memory, so that code which the guest
- * changed without an exit is never answered from the cache; invalidatePage()
- * and clear() give the memory back early. Direct-mapped: a fixed number of
+ * changed, with or without an exit, is never answered from the cache;
+ * invalidatePage() and clear() only give memory back early. Direct-mapped: a fixed number of
  * slots, an instruction that falls on a taken one replaces it. Instructions
  * that cross a page are not kept: what follows the page depends on the tables.
  */
@@ -21,8 +21,6 @@ export class DecodeCache {
   misses = 0;
   private readonly keys = new Float64Array(SIZE).fill(-1);
   private readonly slots: (Instruction | undefined)[] = new Array(SIZE).fill(undefined);
-  /** Slots that hold instructions of a page, by GFN. */
-  private readonly pages = new Map<number, Set<number>>();
   private readonly scratch = new Uint8Array(MAX_INSTRUCTION);
 
   constructor(private readonly memory: PhysicalMemory) {}
@@ -87,43 +85,31 @@ export class DecodeCache {
 
   private fill(gpa: number, mode: CodeMode, slot: number): Instruction | undefined {
     this.misses++;
-    const n = Math.min(MAX_INSTRUCTION, 0x1000 - (gpa & 0xfff));
-    const bytes = this.memory.ram.view(gpa, n);
-    const decoded = bytes && decode(bytes, 0, mode);
+    const bytes = this.memory.bytesAt(gpa);
+    if (bytes === undefined) return undefined;
+    const at = this.memory.byteIndex;
+    const decoded = decode(bytes, at, mode, at + 0x1000 - (gpa & 0xfff));
     if (decoded) {
-      this.drop(slot);
       this.keys[slot] = DecodeCache.keyOf(gpa, mode);
       this.slots[slot] = decoded;
-      const gfn = DecodeCache.gfnOf(this.keys[slot]);
-      const page = this.pages.get(gfn);
-      if (page) page.add(slot);
-      else this.pages.set(gfn, new Set([slot]));
     }
     return decoded;
   }
-  private static gfnOf(key: number): number {
-    return Math.floor(key / 0x4000);
-  }
 
-  /** Drops what was decoded in one page. */
+  /**
+   * Drops what was decoded in one page. Looks at every slot (some 10 us): for
+   * pages that go away, not for each write to one.
+   */
   invalidatePage(gfn: number): void {
-    const page = this.pages.get(gfn);
-    if (!page) return;
-    for (const slot of page) this.drop(slot);
+    for (let i = 0; i < SIZE; i++) {
+      if (Math.floor(this.keys[i] / 0x4000) !== gfn) continue;
+      this.keys[i] = -1;
+      this.slots[i] = undefined;
+    }
   }
   clear(): void {
     this.keys.fill(-1);
     this.slots.fill(undefined);
-    this.pages.clear();
-  }
-  private drop(slot: number): void {
-    if (this.slots[slot] === undefined) return;
-    const gfn = DecodeCache.gfnOf(this.keys[slot]);
-    const page = this.pages.get(gfn);
-    page?.delete(slot);
-    if (page?.size === 0) this.pages.delete(gfn);
-    this.keys[slot] = -1;
-    this.slots[slot] = undefined;
   }
   /** Share of lookups answered from the cache, 0..1. */
   get hitRate(): number {

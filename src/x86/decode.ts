@@ -16,8 +16,8 @@ function modeNumber(mode: CodeMode): number {
 }
 
 /** Hands up to 15 bytes to the decoder; answers how many. */
-function feed(z: Zydis, bytes: Uint8Array, offset: number): number {
-  const n = Math.min(MAX_INSTRUCTION, bytes.length - offset);
+function feed(z: Zydis, bytes: Uint8Array, offset: number, end: number): number {
+  const n = Math.min(MAX_INSTRUCTION, end - offset);
   const input = z.input;
   for (let i = 0; i < n; i++) input[i] = bytes[offset + i];
   return n;
@@ -26,10 +26,16 @@ function feed(z: Zydis, bytes: Uint8Array, offset: number): number {
 /**
  * Decodes the instruction at bytes[offset]. Undefined when there is none: an
  * invalid encoding, or the bytes end before the instruction does.
+ * @param end where the bytes end; the array's length when left out
  */
-export function decode(bytes: Uint8Array, offset: number, mode: CodeMode): Instruction | undefined {
+export function decode(
+  bytes: Uint8Array,
+  offset: number,
+  mode: CodeMode,
+  end: number = bytes.length,
+): Instruction | undefined {
   const z = zydis();
-  const n = feed(z, bytes, offset);
+  const n = feed(z, bytes, offset, end);
   if (n <= 0 || z.decode(modeNumber(mode), n) < 0) return undefined;
   return take(z, mode);
 }
@@ -126,7 +132,7 @@ export function format(
   address: number,
 ): string | undefined {
   const z = zydis();
-  const n = feed(z, bytes, offset);
+  const n = feed(z, bytes, offset, bytes.length);
   if (n <= 0 || z.decode(modeNumber(mode), n) < 0) return undefined;
   return z.format(address | 0, Math.floor(address / 4294967296) | 0);
 }

@@ -30,6 +30,13 @@ function addNumber(n: number): void {
   add(n | 0, Math.floor(n / TWO32) | 0);
 }
 
+/** Categories whose memory operand the CPU does not access, or whose access cannot fault. */
+const NO_ACCESS: readonly string[] = ["nop", "widenop", "prefetch", "prefetchwt1"];
+
+function accessesMemory(insn: Instruction): boolean {
+  return !NO_ACCESS.includes(insn.category);
+}
+
 /** Bytes of a memory operand; 0 when nothing is accessed (LEA, NOP). */
 export function accessSize(operand: Operand): number {
   return operand.memoryType === MEMORY_ADDRESS_ONLY ? 0 : operand.size;
@@ -46,14 +53,14 @@ export function linearAddress(
   vcpu: Vcpu,
   insn: Instruction,
   operand: Operand,
-  rip: number = vcpu.rip,
+  rip?: number,
 ): number {
   if (operand.memoryType === MEMORY_VSIB) return Number.NaN;
   sumLo = operand.lo;
   sumHi = operand.hi;
   const base = registerInfo(operand.base);
   if (base.kind === "ip") {
-    addNumber(rip);
+    addNumber(rip ?? vcpu.rip);
     add(insn.length, 0);
   } else if (base.kind === "gpr") {
     add(registerLo(vcpu, base), registerHi(vcpu, base));
@@ -134,6 +141,7 @@ export interface MemoryAccess {
  */
 export function memoryAccesses(vcpu: Vcpu, insn: Instruction, rip?: number): MemoryAccess[] {
   const out: MemoryAccess[] = [];
+  if (!accessesMemory(insn)) return out;
   for (const operand of insn.operands) {
     if (!operand.isMemory) continue;
     const size = accessSize(operand);
@@ -156,6 +164,7 @@ export function writtenOperand(insn: Instruction): Operand | undefined {
 }
 /** The memory operand read first, or undefined. */
 export function readOperand(insn: Instruction): Operand | undefined {
+  if (!accessesMemory(insn)) return undefined;
   return insn.operands.find((o) => o.isMemory && o.reads && accessSize(o) > 0);
 }
 
