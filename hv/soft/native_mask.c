@@ -128,19 +128,21 @@ static void gather(struct cpu *c, const struct op *o)
 	for (u32 i = 0; i < s.mask / s.element; i++)
 		memset(mask + i * s.element, chosen(mask, i, s.element) ? 0xff : 0, s.element);
 	memset(mask + s.mask, 0, sizeof(mask) - s.mask);
+	vector_put(c, o->b, mask);
 	for (u32 i = 0; i < count; i++) {
 		struct op at = *o;
 		i64 n;
 
 		if (!chosen(mask, i, s.element))
 			continue;
-		/* Seen by the handler of a fault of this element, if there is one. */
-		vector_put(c, o->b, mask);
-		vector_put(c, o->a, v);
 		n = s.index == 8 ? (i64)get_u64(index + 8 * i) : (i32)get_u32(index + 4 * i);
 		at.disp += (i64)((u64)n << s.scale);
 		mem_read(c, o, ea(c, &at), v + i * s.element, s.element);
 		memset(mask + i * s.element, 0, s.element);
+		/* Done: not again after a fault of a later one. */
+		memset(v + count * s.element, 0, sizeof(v) - count * s.element);
+		vector_put(c, o->b, mask);
+		vector_put(c, o->a, v);
 	}
 	memset(v + count * s.element, 0, sizeof(v) - count * s.element);
 	memset(mask, 0, sizeof(mask));
@@ -219,7 +221,7 @@ static op_fn vgather(const struct insn *in, struct op *o, u8 index, u8 element)
 		.vector = in->z.raw.vex.L ? 32 : 16,
 		.index = index,
 		.index_reg = vector_number(in->op[1].mem.index),
-		.mask = (u8)(in->op[2].size / 8),
+		.mask = index > element || !in->z.raw.vex.L ? 16 : 32,
 	};
 
 	for (u32 scale = in->op[1].mem.scale; scale > 1; scale >>= 1)

@@ -47,7 +47,7 @@ static void fxsave(struct cpu *c, const struct op *o)
 	native_check_need(c, o, NEED_X87);
 	la = ea(c, o);
 	if (la & 15)
-		raise_gp0(c, o);
+		native_misaligned(c, o, la);
 	memcpy(image, c->xsave, bytes);
 	x87_head(c, o, image);
 	for (u32 i = 0; i < 8; i++)
@@ -81,7 +81,7 @@ static void fxrstor(struct cpu *c, const struct op *o)
 	native_check_need(c, o, NEED_X87);
 	la = ea(c, o);
 	if (la & 15)
-		raise_gp0(c, o);
+		native_misaligned(c, o, la);
 	mem_read(c, o, la, image, XS_LEGACY);
 	if (get_u32(image + XS_MXCSR) & ~MXCSR_VALID)
 		raise_gp0(c, o);
@@ -101,7 +101,7 @@ static u64 xsave_area(struct cpu *c, const struct op *o)
 		cpu_raise(c, o, X_NM, 0);
 	la = ea(c, o);
 	if (la & 63)
-		raise_gp0(c, o);
+		native_misaligned(c, o, la);
 	return la;
 }
 

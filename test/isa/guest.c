@@ -16,7 +16,8 @@
 #define CODE_GPA	0x10000u
 #define DATA_GPA	0x11000u
 #define STACK_GPA	0x13000u
-#define PTE_USER	0x67u	/* P, W, U, A, D */
+#define PTE_USER	0x67ull	/* P, W, U, A, D */
+#define PTE_W		0x2ull
 
 static long (*do_open)(void);
 static long (*do_ioctl)(long, unsigned long, void *);
@@ -51,10 +52,10 @@ static void entry(u32 table, u32 index, u64 value)
 	memcpy(ram + table + 8 * index, &value, 8);
 }
 
-static void map(u64 la, u32 gpa, u32 size)
+static void map(u64 la, u32 gpa, u32 size, u64 rights)
 {
 	for (u32 i = 0; i < size; i += 4096)
-		entry(PT, (u32)((la + i) >> 12 & 511), (gpa + i) | PTE_USER);
+		entry(PT, (u32)((la + i) >> 12 & 511), (gpa + i) | rights);
 }
 
 static void intercept(u32 kind, u64 mask)
@@ -111,9 +112,9 @@ void guest_open(const char *library)
 	entry(PML4, 0, PDPT | PTE_USER);
 	entry(PDPT, 0, PD | PTE_USER);
 	entry(PD, CODE >> 21 & 511, PT | PTE_USER);
-	map(CODE, CODE_GPA, CODE_SIZE);
-	map(DATA, DATA_GPA, DATA_SIZE);
-	map(STACK, STACK_GPA, STACK_SIZE);
+	map(CODE, CODE_GPA, CODE_SIZE, PTE_USER & ~PTE_W);
+	map(DATA, DATA_GPA, DATA_SIZE, PTE_USER);
+	map(STACK, STACK_GPA, STACK_SIZE, PTE_USER);
 	memset(ram + CODE_GPA, 0xf4, CODE_SIZE);
 	intercept(HVI_INTERCEPT_EXCEPTION, 0xffffffff);
 	user_mode();

@@ -103,12 +103,13 @@ static void handler(int sig, siginfo_t *info, void *context)
 	}
 }
 
-static void map(u64 la, u32 size)
-{
-	void *p = mmap((void *)(uintptr_t)la, size, PROT_READ | PROT_WRITE | (la == CODE ? PROT_EXEC : 0),
-		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+static u8 *code_page;	/* CODE, writable: what the instruction sees is not */
 
-	if (p == MAP_FAILED)
+static void map(u64 la, u32 size, int rights, int fd)
+{
+	int flags = MAP_FIXED | (fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED);
+
+	if (mmap((void *)(uintptr_t)la, size, rights, flags, fd, 0) == MAP_FAILED)
 		die("isa: cannot map the sandbox\n");
 }
 
@@ -119,14 +120,21 @@ void host_open(void)
 	struct sigaction sa = { .sa_sigaction = handler, .sa_flags = SA_SIGINFO | SA_ONSTACK };
 	static const int signals[] = { SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP };
 	u64 from = CODE - 0x200000;
+	int fd;
 
 	if (mmap((void *)(uintptr_t)from, STACK + 0x200000 - from, PROT_NONE,
 		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) == MAP_FAILED)
 		die("isa: the sandbox's addresses are taken\n");
-	map(CODE, CODE_SIZE);
-	map(DATA, DATA_SIZE);
-	map(STACK, STACK_SIZE);
-	memset((void *)(uintptr_t)CODE, 0xf4, CODE_SIZE);
+	fd = memfd_create("isa-code", MFD_CLOEXEC);
+	if (fd < 0 || ftruncate(fd, CODE_SIZE))
+		die("isa: memfd_create\n");
+	map(CODE, CODE_SIZE, PROT_READ | PROT_EXEC, fd);
+	map(DATA, DATA_SIZE, PROT_READ | PROT_WRITE, -1);
+	map(STACK, STACK_SIZE, PROT_READ | PROT_WRITE, -1);
+	code_page = mmap(NULL, CODE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (code_page == MAP_FAILED)
+		die("isa: cannot map the code page\n");
+	memset(code_page, 0xf4, CODE_SIZE);
 	sigfillset(&sa.sa_mask);
 	if (sigaltstack(&alt, NULL))
 		die("isa: sigaltstack\n");
@@ -136,7 +144,7 @@ void host_open(void)
 
 void host_run(const struct test *t, struct outcome *out)
 {
-	u8 *code = (u8 *)(uintptr_t)t->at;
+	u8 *code = code_page + (t->at - CODE);
 	u64 room = CODE + CODE_SIZE - t->at;
 	u32 len = t->len < room ? t->len : (u32)room;
 

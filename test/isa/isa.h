@@ -116,9 +116,11 @@ u8 *guest_stack(void);
 
 /* Flags that the SDM leaves undefined here; *skip when the result itself is. */
 u32 undefined_flags(const struct test *t, bool *skip);
-/* After a fault: only the page of CR2 is defined; the stack may have been written. */
+/* After a fault: only the page of CR2 is defined; memory may have been written in part. */
 bool fault_address_loose(const struct test *t);
-bool fault_stack_loose(const struct test *t);
+bool fault_memory_loose(const struct test *t);
+/* Whether it faults this way is up to the implementation. */
+bool fault_unspecified(const struct test *t, const struct outcome *host);
 /* Brings what is undefined or known to differ to one value in both outcomes. */
 void forget_undefined(const struct test *t, struct outcome *host, struct outcome *guest);
 
