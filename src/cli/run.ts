@@ -1,40 +1,39 @@
 import { closeSync } from "node:fs";
 import { basename } from "node:path";
 import type { CAC } from "cac";
-import { InputError } from "../machine/errors.ts";
+import type { BackendChoice } from "../bridge/index.ts";
 import { Console } from "../machine/console.ts";
+import { InputError } from "../machine/errors.ts";
 import { loadImage } from "../machine/load/index.ts";
-import { Machine, type RunResult } from "../machine/machine.ts";
+import { Machine, type MachineOptions } from "../machine/machine.ts";
+import { openSnapshot, restoreMachine, saveSnapshot } from "../machine/snapshot/index.ts";
 import { parseChoice, parseCount, parseMemory, parsePattern, parseSeconds } from "./args.ts";
-import { openOutput, readInput } from "./files.ts";
-import {
-  EXIT_FAILURE,
-  EXIT_GUEST_DIED,
-  EXIT_OK,
-  EXIT_TIMEOUT,
-  log,
-} from "./output.ts";
+import { checkOutputFolder, openOutput, readInput } from "./files.ts";
+import { introspect, parseProtect } from "./introspection.ts";
+import { log } from "./output.ts";
+import { conclude, statistics } from "./outcome.ts";
 import { attachStdin } from "./terminal.ts";
 
 const MAX_CPUS = 32;
 const STDOUT = 1;
+const SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
 
-/** Options as cac gives them: strings, or undefined. */
+/** Options as cac gives them: what looks like a number is one. */
 interface RunFlags {
-  kernel?: string;
-  initrd?: string;
-  append?: string;
-  memory: string;
-  cpus: string;
+  kernel?: string | number;
+  initrd?: string | number;
+  append?: string | number;
+  memory?: string | number;
+  cpus?: string | number;
   backend: string;
   protect: string;
-  alerts?: string;
-  console: string;
-  until?: string;
-  timeout?: string;
-  snapshotAt?: string;
-  snapshot?: string;
-  restore?: string;
+  alerts?: string | number;
+  console: string | number;
+  until?: string | number;
+  timeout?: string | number;
+  snapshotAt?: string | number;
+  snapshot?: string | number;
+  restore?: string | number;
   verbose?: boolean;
 }
 
@@ -45,8 +44,8 @@ export function registerRun(cli: CAC): void {
     .option("--kernel <file>", "bzImage, vmlinux or Multiboot image")
     .option("--initrd <file>", "initial RAM disk (for Multiboot: a module)")
     .option("--append <text>", "command line of the guest")
-    .option("--memory <size>", "guest memory, e.g. 512M or 2G", { default: "256M" })
-    .option("--cpus <n>", `virtual CPUs, 1 to ${MAX_CPUS}`, { default: "1" })
+    .option("--memory <size>", "guest memory, e.g. 512M or 2G (default: 256M)")
+    .option("--cpus <n>", `virtual CPUs, 1 to ${MAX_CPUS} (default: 1)`)
     .option("--backend <name>", "auto, vmx (VT-x) or soft (software vCPU)", { default: "auto" })
     .option("--protect <list>", "protections, comma separated, or all, or none", { default: "none" })
     .option("--alerts <file>", "write alerts as JSON lines")
@@ -60,108 +59,122 @@ export function registerRun(cli: CAC): void {
     .example('  hvi run --kernel vmlinuz --initrd initrd.img --append "console=ttyS0"')
     .example("  hvi run --kernel vmlinuz --initrd initrd.img --append console=ttyS0 --protect all --alerts a.jsonl")
     .example("  hvi run --kernel test.flat --timeout 30")
-    .example("  hvi run --kernel vmlinuz --initrd i.img --snapshot-at 'login:' --snapshot booted.hvi")
-    .example("  hvi run --restore booted.hvi --until '# $'")
+    .example("  hvi run --kernel vmlinuz --initrd i.img --append console=ttyS0 --snapshot-at '# $' --snapshot up.hvi")
+    .example("  hvi run --restore up.hvi --until 'done'")
+    .example("")
+    .example("Exit codes: 0 power-off, reset or --until seen; 124 timeout; 3 guest dead; 2 bad arguments or files; 1 otherwise.")
+    .example("On a terminal, Ctrl-] leaves the guest.")
     .action((flags: RunFlags) => run(flags));
 }
 
-async function run(flags: RunFlags): Promise<number> {
-  if (flags.kernel === undefined)
-    throw new InputError("nothing to run", "give --kernel FILE or --restore FILE; see hvi run --help");
-  const memory = parseMemory(String(flags.memory));
-  const cpus = parseCount("cpus", String(flags.cpus), 1, MAX_CPUS);
-  const backend = parseChoice("backend", String(flags.backend), ["auto", "vmx", "soft"] as const);
-  const until = flags.until === undefined ? undefined : parsePattern("until", String(flags.until));
-  const timeout = flags.timeout === undefined ? undefined : parseSeconds("timeout", String(flags.timeout));
+const text = (value: string | number | undefined) => (value === undefined ? undefined : String(value));
+
+/** What was asked for, checked; nothing is written or started before that. */
+function parse(flags: RunFlags) {
+  const given = (name: keyof RunFlags) => flags[name] !== undefined;
+  if (given("kernel") === given("restore"))
+    throw new InputError(
+      given("kernel") ? "--kernel and --restore exclude each other" : "nothing to run",
+      "give --kernel FILE or --restore FILE; see hvi run --help",
+    );
+  for (const name of ["initrd", "append", "memory", "cpus"] as const)
+    if (given("restore") && given(name))
+      throw new InputError(`--${name} does not go with --restore`, "leave it out: the snapshot tells");
+  if (given("snapshotAt") !== given("snapshot"))
+    throw new InputError("--snapshot-at and --snapshot go together", "give both");
+  const snapshot = text(flags.snapshot);
+  if (snapshot !== undefined) checkOutputFolder(snapshot, "snapshot");
+  const alerts = text(flags.alerts);
+  if (alerts !== undefined) checkOutputFolder(alerts, "alerts");
+  const consoleTarget = String(flags.console);
+  if (consoleTarget !== "stdio") checkOutputFolder(consoleTarget, "console");
+  const until = text(flags.until);
+  const snapshotAt = text(flags.snapshotAt);
+  const timeout = text(flags.timeout);
+  return {
+    kernel: text(flags.kernel),
+    initrd: text(flags.initrd),
+    append: text(flags.append) ?? "",
+    memory: parseMemory(text(flags.memory) ?? "256M"),
+    cpus: parseCount("cpus", text(flags.cpus) ?? "1", 1, MAX_CPUS),
+    backend: parseChoice("backend", flags.backend, ["auto", "vmx", "soft"] as const) as BackendChoice,
+    protections: parseProtect(String(flags.protect)),
+    alerts,
+    consoleTarget,
+    until: until === undefined ? undefined : parsePattern("until", until),
+    timeout: timeout === undefined ? undefined : parseSeconds("timeout", timeout),
+    snapshot,
+    snapshotAt: snapshotAt === undefined ? undefined : parsePattern("snapshot-at", snapshotAt),
+    restore: text(flags.restore),
+    verbose: flags.verbose === true,
+  };
+}
+
+type RunOptions = ReturnType<typeof parse>;
+
+/** A machine ready to run: from a kernel, or from a snapshot. `open` gives the options once the input is known good. */
+async function build(o: RunOptions, open: () => Omit<MachineOptions, "memory" | "cpus">): Promise<Machine> {
+  if (o.restore !== undefined) {
+    const snapshot = openSnapshot(o.restore);
+    try {
+      return restoreMachine(snapshot, open());
+    } finally {
+      snapshot.close();
+    }
+  }
+  const kernel = o.kernel as string;
   const image = await loadImage({
-    kernel: readInput(String(flags.kernel), "kernel"),
-    kernelName: basename(String(flags.kernel)),
-    initrd: flags.initrd === undefined ? undefined : readInput(String(flags.initrd), "initrd"),
-    initrdName: flags.initrd === undefined ? "" : basename(String(flags.initrd)),
-    append: flags.append === undefined ? "" : String(flags.append),
-    memory,
-    cpus,
+    kernel: readInput(kernel, "kernel"),
+    kernelName: basename(kernel),
+    initrd: o.initrd === undefined ? undefined : readInput(o.initrd, "initrd"),
+    initrdName: o.initrd === undefined ? "" : basename(o.initrd),
+    append: o.append,
+    memory: o.memory,
+    cpus: o.cpus,
     random: Math.random,
   });
-  if (flags.verbose) for (const note of image.notes) log.info(note);
+  if (o.verbose) for (const note of image.notes) log.info(note);
+  const machine = Machine.create({ ...open(), memory: o.memory, cpus: o.cpus });
+  machine.load(image);
+  return machine;
+}
 
-  const stdio = flags.console === "stdio";
-  const fd = stdio ? STDOUT : openOutput(String(flags.console), "console");
-  const console = new Console(fd);
+async function run(flags: RunFlags): Promise<number> {
+  const o = parse(flags);
   const started = performance.now();
-  const machine = Machine.create({
-    backend,
-    memory,
-    cpus,
-    console,
+  const stdio = o.consoleTarget === "stdio";
+  const machine = await build(o, () => ({
+    backend: o.backend,
+    console: new Console(stdio ? STDOUT : openOutput(o.consoleTarget, "console")),
     interactive: stdio && process.stdin.isTTY === true,
     inputOpen: stdio,
     epoch: Date.now() / 1000,
-  });
-  let reason = "";
-  const stop = (why: string) => {
-    reason = why;
-    machine.stop({ kind: "stopped", why });
-  };
-  if (until !== undefined) console.watch(until, () => stop("until"));
-  const timer = timeout === undefined ? undefined : setTimeout(() => stop("timeout"), timeout * 1000);
+  }));
+  if (o.verbose) log.info(`ready to run after ${(performance.now() - started).toFixed(1)} ms`);
+  const introspection =
+    o.protections.length > 0 || o.alerts !== undefined
+      ? introspect(machine, o.protections, o.alerts)
+      : undefined;
+  const { console } = machine;
+  const stop = (why: string) => machine.stop({ kind: "stopped", why });
+  if (o.until !== undefined) console.watch(o.until, () => stop("until"));
+  if (o.snapshotAt !== undefined) console.watch(o.snapshotAt, () => machine.pause());
+  const timer = o.timeout === undefined ? undefined : setTimeout(() => stop("timeout"), o.timeout * 1000);
   const onSignal = (signal: NodeJS.Signals) => stop(signal);
-  process.on("SIGINT", onSignal);
-  process.on("SIGTERM", onSignal);
-  process.on("SIGHUP", onSignal);
+  for (const signal of SIGNALS) process.on(signal, onSignal);
   const detach = stdio ? attachStdin(machine, () => stop("escape")) : () => {};
-  let result: RunResult;
   try {
-    machine.load(image);
-    result = await machine.run();
+    const result = await machine.run();
+    introspection?.close();
+    console.flush();
+    if (result.kind === "paused" && o.snapshot !== undefined) saveSnapshot(machine, o.snapshot);
+    if (o.verbose) statistics(machine, performance.now() - started);
+    return conclude(result, o.timeout);
   } finally {
     clearTimeout(timer);
     detach();
-    process.off("SIGINT", onSignal);
-    process.off("SIGTERM", onSignal);
-    process.off("SIGHUP", onSignal);
-    console.flush();
-    if (!stdio) closeSync(fd);
-  }
-  if (flags.verbose) statistics(machine, performance.now() - started);
-  machine.close();
-  return conclude(result, reason, timeout);
-}
-
-function statistics(machine: Machine, ms: number): void {
-  let instructions = 0;
-  let exits = 0;
-  for (const vcpu of machine.vm.vcpus) {
-    instructions += vcpu.instructions;
-    exits += vcpu.exits;
-  }
-  log.info(
-    `${(ms / 1000).toFixed(2)} s, guest ${machine.guestSeconds.toFixed(2)} s, ` +
-      `${(instructions / 1e6).toFixed(1)} M instructions (${(instructions / ms / 1000).toFixed(1)} M/s), ${exits} exits`,
-  );
-}
-
-/** Exit code of a finished run, with a line about it where it is not plain success. */
-function conclude(result: RunResult, reason: string, timeout: number | undefined): number {
-  switch (result.kind) {
-    case "power-off":
-      return EXIT_OK;
-    case "reset":
-      log.info("the guest asked for a reset");
-      return EXIT_OK;
-    case "debug-exit":
-      return result.code;
-    case "died":
-      log.error(`guest dead: ${result.why}`);
-      process.stderr.write(`${result.dump}\n`);
-      return EXIT_GUEST_DIED;
-    case "stopped":
-      if (reason === "until") return EXIT_OK;
-      if (reason === "timeout") {
-        log.error(`timeout after ${timeout} s`);
-        return EXIT_TIMEOUT;
-      }
-      log.info(reason === "escape" ? "left by Ctrl-]" : `stopped by ${reason}`);
-      return EXIT_FAILURE;
+    for (const signal of SIGNALS) process.off(signal, onSignal);
+    if (!stdio) closeSync(console.fd);
+    machine.close();
   }
 }

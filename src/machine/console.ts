@@ -15,7 +15,7 @@ interface Watch {
  * Writes are synchronous, so that nothing is lost however the process ends.
  */
 export class Console {
-  readonly #fd: number;
+  readonly fd: number;
   readonly #buffer = new Uint8Array(FLUSH_BYTES);
   #length = 0;
   #tail = "";
@@ -25,7 +25,7 @@ export class Console {
 
   /** `fd` -1: output goes nowhere but to the patterns. */
   constructor(fd: number) {
-    this.#fd = fd;
+    this.fd = fd;
   }
 
   /** Calls `seen` once, at a flush after the pattern stood in the output. */
@@ -47,7 +47,7 @@ export class Console {
       this.#fresh = true;
     }
     this.#length = 0;
-    if (this.#fd >= 0) writeAll(this.#fd, bytes);
+    if (this.fd >= 0) writeAll(this.fd, bytes);
     if (this.#fresh) this.#look();
   }
 

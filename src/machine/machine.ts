@@ -93,6 +93,8 @@ export type RunResult =
   | { kind: "reset" }
   | { kind: "debug-exit"; code: number }
   | { kind: "stopped"; why: string }
+  /** By pause(); the machine stands between two exits and may be saved. */
+  | { kind: "paused" }
   /** The guest cannot go on; `dump` tells its state. */
   | { kind: "died"; why: string; dump: string };
 
@@ -131,6 +133,7 @@ export class Machine {
   /** TSC ticks to run before looking at the host's clock again. */
   #quantum: number;
   #wake: (() => void) | undefined;
+  #pausing = false;
 
   /** Opens a backend and builds a machine with nothing in its memory. Throws BackendError, HviError. */
   static create(options: MachineOptions): Machine {
@@ -213,23 +216,15 @@ export class Machine {
     this.#tscOffset[index] = extra.tscOffset;
   }
 
-  /**
-   * Brings the machine to a point where registers are all there is of a vCPU:
-   * the last exit's reply is taken and no event is half delivered. False when
-   * the guest ended on the way.
-   */
-  settle(): boolean {
-    for (let i = 0; i < MAX_SETTLE_EXITS && this.#result === undefined; i++) {
-      const vcpu = this.vm.run(this.clock.now + this.#tscOffset[0]);
-      this.#took(vcpu);
-      if (vcpu.exitReason === HVI_EXIT_DEADLINE || vcpu.exitReason === HVI_EXIT_IDLE) return true;
-    }
-    return false;
-  }
-
   /** Ends run() with this result at the next exit; the first result counts. */
   stop(result: RunResult): void {
     this.#result ??= result;
+    this.#wake?.();
+  }
+
+  /** Ends run() with "paused" as soon as the machine can be saved. */
+  pause(): void {
+    this.#pausing = true;
     this.#wake?.();
   }
 
@@ -308,6 +303,10 @@ export class Machine {
     const ticksBefore = clock.now;
     let left = EXITS_PER_LOOK;
     while (this.#result === undefined) {
+      if (this.#pausing && this.#settle()) {
+        this.stop({ kind: "paused" });
+        return;
+      }
       if (clock.next <= clock.now) clock.advance(clock.now);
       for (let i = 0; i < this.#apics.length; i++) this.#deliver(i);
       let deadline = Math.min(clock.next, clock.now + this.#quantum);
@@ -336,6 +335,20 @@ export class Machine {
         }
       }
     }
+  }
+
+  /**
+   * Brings the machine to a point where registers are all there is of a vCPU:
+   * the last exit's reply is taken and no event is half delivered. False when
+   * the guest ended on the way.
+   */
+  #settle(): boolean {
+    for (let i = 0; i < MAX_SETTLE_EXITS && this.#result === undefined; i++) {
+      const vcpu = this.vm.run(this.clock.now + this.#tscOffset[0]);
+      const reason = this.#took(vcpu);
+      if (reason === HVI_EXIT_DEADLINE || reason === HVI_EXIT_IDLE) return true;
+    }
+    return false;
   }
 
   /** Deals with an exit; its reason. */

@@ -1,0 +1,72 @@
+import type { AlertSink } from "../alerts/alert.ts";
+import { JsonLinesSink } from "../alerts/jsonl.ts";
+import { AlertQueue } from "../alerts/queue.ts";
+import { TerminalSink } from "../alerts/terminal.ts";
+import { Engine } from "../engine.ts";
+import { InputError } from "../machine/errors.ts";
+import type { Machine } from "../machine/machine.ts";
+import { PhysicalMemory } from "../memory/index.ts";
+import { selectProtections } from "../protect/index.ts";
+import type { Protection } from "../protect/protection.ts";
+import { writeAll } from "../machine/console.ts";
+
+const STDERR = 2;
+
+/** Value of --protect. Throws InputError. */
+export function parseProtect(list: string): Protection[] {
+  try {
+    return selectProtections(list);
+  } catch (error) {
+    if (!(error instanceof RangeError)) throw error;
+    const [what, known] = error.message.split("; there are: ");
+    throw new InputError(`--protect: ${what}`, `choose from ${known}`);
+  }
+}
+
+export interface Introspection {
+  readonly engine: Engine;
+  readonly alerts: AlertQueue;
+  /** Takes all hooks out and sends what waits. */
+  close(): void;
+}
+
+/**
+ * Puts the engine in front of the machine's devices. Alerts go to stderr and,
+ * with `path`, to a file as JSON lines. Throws InputError when that cannot be
+ * made.
+ */
+export function introspect(
+  machine: Machine,
+  protections: readonly Protection[],
+  path: string | undefined,
+): Introspection {
+  const sinks: AlertSink[] = [];
+  if (path !== undefined) {
+    try {
+      sinks.push(new JsonLinesSink(path));
+    } catch (error) {
+      throw new InputError(`--alerts ${path}: ${(error as Error).message}`, "give a path that can be written");
+    }
+  }
+  const encoder = new TextEncoder();
+  // The guest's console and the alerts may share a terminal: its lines first.
+  const line = (text: string) => {
+    machine.console.flush();
+    writeAll(STDERR, encoder.encode(`${text}\n`));
+  };
+  sinks.push(new TerminalSink(line, process.stderr.isTTY === true));
+  const alerts = new AlertQueue(sinks);
+  const engine = new Engine({ vm: machine.vm, memory: new PhysicalMemory(machine.vm.ram), alerts, protections });
+  engine.attach(machine.vm.vcpus[0]);
+  machine.observer = engine;
+  machine.onSlice = () => alerts.drain();
+  return {
+    engine,
+    alerts,
+    close() {
+      machine.observer = undefined;
+      engine.stop();
+      alerts.close();
+    },
+  };
+}
