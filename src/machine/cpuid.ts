@@ -36,6 +36,10 @@ function row(leaf: number, eax: number, ebx: number, ecx: number, edx: number, i
   };
 }
 
+function greatestCommonDivisor(a: number, b: number): number {
+  return b === 0 ? a : greatestCommonDivisor(b, a % b);
+}
+
 /** The table for a machine with `cpus` vCPUs whose TSC runs at `tscKhz`. */
 export function machineCpuid(supported: readonly CpuidEntry[], cpus: number, tscKhz: number): CpuidEntry[] {
   const replaced = new Set([0x4, 0xb, 0x1f, 0x6, 0x15, 0x16, 0x80000007]);
@@ -63,8 +67,11 @@ export function machineCpuid(supported: readonly CpuidEntry[], cpus: number, tsc
   if (cpus > 1) {
     table.push(row(0xb, 0, 1, 0x100, 0, 0), row(0xb, bits, cpus, 0x201, 0, 1), row(0xb, 0, 0, 2, 0, 2));
   }
-  // TSC Hz = crystal Hz * EBX / EAX (SDM volume 2, CPUID leaf 15H).
-  table.push(row(0x15, LAPIC_HZ / 1000, tscKhz, LAPIC_HZ, 0));
+  // TSC Hz = crystal Hz * EBX / EAX (SDM volume 2, CPUID leaf 15H); in lowest terms, since
+  // Linux multiplies crystal kHz and EBX in 32 bits.
+  const crystalKhz = LAPIC_HZ / 1000;
+  const divisor = greatestCommonDivisor(crystalKhz, tscKhz);
+  table.push(row(0x15, crystalKhz / divisor, tscKhz / divisor, LAPIC_HZ, 0));
   const mhz = Math.round(tscKhz / 1000);
   table.push(row(0x16, mhz, mhz, LAPIC_HZ / 1e6, 0));
   table.push(
