@@ -34,13 +34,6 @@ void native_check_need(struct cpu *c, const struct op *o, u8 need)
 		cpu_raise(c, o, X_MF, 0);
 }
 
-noreturn void native_misaligned(struct cpu *c, const struct op *o, u64 la)
-{
-	if ((o->flags & OP_STACK_SEG) && c->code_bits == 64 && !cpu_can_jump(c, la))
-		cpu_raise(c, o, X_SS, 0);
-	raise_gp0(c, o);
-}
-
 /* ---- memory operand ----------------------------------------------------------------- */
 
 struct operand {
@@ -67,7 +60,7 @@ static inline struct operand operand(struct cpu *c, const struct op *o, const st
 		return m;
 	m.la = ea(c, o);
 	if (unlikely(m.la & f->align))
-		native_misaligned(c, o, m.la);
+		raise_gp0(c, o);	/* on the stack too */
 	if (!(f->bits & FORM_STORE)) {
 		m.host = direct(c, o, m.la, f->mem, false);
 		if (!m.host) {

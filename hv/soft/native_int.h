@@ -148,9 +148,6 @@ static inline void native_check(struct cpu *c, const struct op *o, u8 need)
 		native_check_need(c, o, need);
 }
 
-/* An address that is not aligned as it must be: #GP(0), but #SS(0) when it is not even canonical. */
-noreturn void native_misaligned(struct cpu *c, const struct op *o, u64 la);
-
 /* native_stub.c */
 const struct form *native_form(struct cpu *c, const struct insn *in, struct form *f);
 

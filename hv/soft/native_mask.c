@@ -67,7 +67,6 @@ struct shape {
 	u8 vector;		/* bytes: 16 or 32 */
 	u8 index;		/* bytes of a gather's index, and */
 	u8 index_reg, scale;	/* its register and shift */
-	u8 mask;		/* bytes of a gather's mask register */
 };
 _Static_assert(sizeof(struct shape) <= sizeof(((struct op *)0)->imm), "struct shape is in imm");
 
@@ -125,9 +124,9 @@ static void gather(struct cpu *c, const struct op *o)
 	vector_get(c, s.index_reg, index);
 	vector_get(c, o->b, mask);
 	vector_get(c, o->a, v);
-	for (u32 i = 0; i < s.mask / s.element; i++)
+	for (u32 i = 0; i < s.vector / s.element; i++)
 		memset(mask + i * s.element, chosen(mask, i, s.element) ? 0xff : 0, s.element);
-	memset(mask + s.mask, 0, sizeof(mask) - s.mask);
+	memset(mask + s.vector, 0, sizeof(mask) - s.vector);
 	vector_put(c, o->b, mask);
 	for (u32 i = 0; i < count; i++) {
 		struct op at = *o;
@@ -140,7 +139,7 @@ static void gather(struct cpu *c, const struct op *o)
 		mem_read(c, o, ea(c, &at), v + i * s.element, s.element);
 		memset(mask + i * s.element, 0, s.element);
 		/* Done: not again after a fault of a later one. */
-		memset(v + count * s.element, 0, sizeof(v) - count * s.element);
+		memset(v + s.vector, 0, sizeof(v) - s.vector);
 		vector_put(c, o->b, mask);
 		vector_put(c, o->a, v);
 	}
@@ -221,7 +220,6 @@ static op_fn vgather(const struct insn *in, struct op *o, u8 index, u8 element)
 		.vector = in->z.raw.vex.L ? 32 : 16,
 		.index = index,
 		.index_reg = vector_number(in->op[1].mem.index),
-		.mask = index > element || !in->z.raw.vex.L ? 16 : 32,
 	};
 
 	for (u32 scale = in->op[1].mem.scale; scale > 1; scale >>= 1)

@@ -38,6 +38,14 @@ static void x87_head(const struct cpu *c, const struct op *o, u8 head[32])
 	x87_pointers(o, head);
 }
 
+/* #GP(0), but #SS(0) for an address on the stack that is not even canonical. */
+static noreturn void misaligned(struct cpu *c, const struct op *o, u64 la)
+{
+	if ((o->flags & OP_STACK_SEG) && c->code_bits == 64 && !cpu_can_jump(c, la))
+		cpu_raise(c, o, X_SS, 0);
+	raise_gp0(c, o);
+}
+
 static void fxsave(struct cpu *c, const struct op *o)
 {
 	u32 bytes = XS_XMM + 16 * vector_count(c);
@@ -47,7 +55,7 @@ static void fxsave(struct cpu *c, const struct op *o)
 	native_check_need(c, o, NEED_X87);
 	la = ea(c, o);
 	if (la & 15)
-		native_misaligned(c, o, la);
+		misaligned(c, o, la);
 	memcpy(image, c->xsave, bytes);
 	x87_head(c, o, image);
 	for (u32 i = 0; i < 8; i++)
@@ -65,6 +73,8 @@ static void take_x87(struct cpu *c, const struct op *o, const u8 *from)
 	put_u16(x + XS_FOP, get_u16(x + XS_FOP) & 0x7ff);
 	put_u16(x + XS_FCW, (get_u16(x + XS_FCW) & 0x1f3f) | 0x40);
 	x87_pointers(o, x);
+	put_u64(x + XS_FIP, (u64)((i64)(get_u64(x + XS_FIP) << 16) >> 16));	/* made canonical (SDM 1, 10.5.1) */
+	put_u64(x + XS_FDP, (u64)((i64)(get_u64(x + XS_FDP) << 16) >> 16));
 	for (u32 i = 0; i < 8; i++) {
 		memcpy(x + XS_ST + 16 * i, from + XS_ST + 16 * i, 10);
 		memset(x + XS_ST + 16 * i + 10, 0, 6);
@@ -81,7 +91,7 @@ static void fxrstor(struct cpu *c, const struct op *o)
 	native_check_need(c, o, NEED_X87);
 	la = ea(c, o);
 	if (la & 15)
-		native_misaligned(c, o, la);
+		misaligned(c, o, la);
 	mem_read(c, o, la, image, XS_LEGACY);
 	if (get_u32(image + XS_MXCSR) & ~MXCSR_VALID)
 		raise_gp0(c, o);
@@ -101,7 +111,7 @@ static u64 xsave_area(struct cpu *c, const struct op *o)
 		cpu_raise(c, o, X_NM, 0);
 	la = ea(c, o);
 	if (la & 63)
-		native_misaligned(c, o, la);
+		misaligned(c, o, la);
 	return la;
 }
 

@@ -106,7 +106,7 @@ bool fault_unspecified(const struct test *t, const struct outcome *host)
 		return false;
 	switch (t->z.mnemonic) {
 	case ZYDIS_MNEMONIC_MASKMOVDQU: case ZYDIS_MNEMONIC_VMASKMOVDQU: case ZYDIS_MNEMONIC_MASKMOVQ:
-		return host->vector == 14;
+		return true;
 	case ZYDIS_MNEMONIC_CALL:
 		return host->vector == 14 || host->vector == 12;
 	default:
@@ -197,6 +197,13 @@ void forget_undefined(const struct test *t, struct outcome *h, struct outcome *g
 	if (fault && uses_mmx(t)) {
 		forget_top(h->s.xs);
 		forget_top(g->s.xs);
+	}
+	/* FIP and FDP are made canonical, by the linear-address width of the CPU: 57 bits here, 48 in the guest. */
+	if (t->z.mnemonic == ZYDIS_MNEMONIC_FXRSTOR64) {
+		memset(h->s.xs + 14, 0, 2);
+		memset(g->s.xs + 14, 0, 2);
+		memset(h->s.xs + 22, 0, 2);
+		memset(g->s.xs + 22, 0, 2);
 	}
 	/* A store's #PF may come after MXCSR was updated: which comes first is not said. */
 	if (fault && t->z.mnemonic == ZYDIS_MNEMONIC_VCVTPS2PH && h->vector != 19) {
