@@ -22,7 +22,9 @@ export function violate(
     words[EXIT_REASON >>> 2] = HVI_EXIT_EPT;
     words[EXIT_GPA >>> 2] = o.gpa;
     words[EXIT_SIZE >>> 2] = o.size ?? 0;
-    words[EXIT_GVA >>> 2] = o.gva ?? 0;
+    const gva = o.gva ?? 0;
+    words[EXIT_GVA >>> 2] = gva >>> 0;
+    words[(EXIT_GVA >>> 2) + 1] = Math.floor(gva / 2 ** 32) >>> 0;
     words[EXIT_ACCESS >>> 2] = o.access | (o.gva === undefined ? 0 : HVI_ACCESS_GVA);
     return 0;
   });
