@@ -129,7 +129,10 @@ export class FakeBackend implements Backend {
   map(offset: number, size: number, chunk: number): ArrayBuffer[] | number {
     const error = this.record("mmap", { offset, size });
     if (error !== 0) return -error;
-    if (offset === abi.HVI_MMAP_VCPU) return this.vcpuPages;
+    if (offset >= abi.HVI_MMAP_VCPU && offset < abi.HVI_MMAP_SPARE) {
+      const page = this.vcpuPages[(offset - abi.HVI_MMAP_VCPU) / abi.HVI_VCPU_SIZE];
+      return page && size === abi.HVI_VCPU_SIZE ? [page] : -EINVAL;
+    }
     if (offset === abi.HVI_MMAP_RAM && size !== this.ramSize) return -EINVAL;
     const out: ArrayBuffer[] = [];
     for (let at = 0; at < size; at += chunk) out.push(new ArrayBuffer(Math.min(chunk, size - at)));

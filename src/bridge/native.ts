@@ -87,9 +87,8 @@ function loadSoft(): SoftLibrary {
     );
   }
   try {
-    softLibrary = assetIsEmbedded("libhvi-soft.so")
-      ? dlopenFromMemory(assetBytes("libhvi-soft.so")!)
-      : dlopen(path, SOFT_SYMBOLS).symbols;
+    const bytes = assetIsEmbedded("libhvi-soft.so") ? assetBytes("libhvi-soft.so") : undefined;
+    softLibrary = bytes ? dlopenFromMemory(bytes) : dlopen(path, SOFT_SYMBOLS).symbols;
   } catch (e) {
     throw new BackendError(
       `the software vCPU (${path}) cannot be loaded: ${e instanceof Error ? e.message : String(e)}`,

@@ -529,7 +529,7 @@ export class Vcpu {
     if (notify) flags |= abi.HVI_EVENT_NOTIFY;
     this.u32[abi.EVENT_TYPE >>> 2] = type;
     this.u32[abi.EVENT_VECTOR >>> 2] = vector;
-    this.u32[abi.EVENT_ERROR_CODE >>> 2] = errorCode >= 0 ? errorCode : 0;
+    this.u32[abi.EVENT_ERROR_CODE >>> 2] = Math.max(errorCode, 0);
     this.u32[abi.EVENT_INSN_LEN >>> 2] = 0;
     this.u32[abi.EVENT_FLAGS >>> 2] = flags;
   }

@@ -156,11 +156,10 @@ export class Vm {
     if (this.mapped) throw new Error("mapMemory twice");
     const size = this.slots.reduce((n, s) => n + s.size, 0);
     const ram = this.map(abi.HVI_MMAP_RAM, size, RAM_CHUNK);
-    const pages = this.map(
-      abi.HVI_MMAP_VCPU,
-      this.vcpuCount * abi.HVI_VCPU_SIZE,
-      abi.HVI_VCPU_SIZE,
-    );
+    // One by one: the pages need not be neighbours in the backend.
+    const pages = Array.from({ length: this.vcpuCount }, (_, i) =>
+      this.map(abi.HVI_MMAP_VCPU + i * abi.HVI_VCPU_SIZE, abi.HVI_VCPU_SIZE, abi.HVI_VCPU_SIZE),
+    ).flat();
     this.mapped = new GuestRam(this.slots, ram);
     pages.forEach((page, i) => {
       this.vcpuList.push(new Vcpu(i, new Uint8Array(page), this.fetchBound));
@@ -317,7 +316,7 @@ export class Vm {
   /** #VE and EPTP switching of a vCPU (HVI_CAP_VE, HVI_CAP_EPTP_SWITCH). */
   setVe(vcpu: number, enable: boolean, infoGpa: number, views: readonly number[]): void {
     const list = new Block(4 * views.length);
-    views.forEach((v, i) => list.set32(4 * i, v));
+    for (const [i, v] of views.entries()) list.set32(4 * i, v);
     const b = new Block(abi.SIZEOF_VE);
     b.set32(abi.VE_VCPU, vcpu);
     b.set32(abi.VE_ENABLE, enable ? 1 : 0);
@@ -416,7 +415,9 @@ export class Vm {
   /** Values of MSRs, in the order asked. */
   getMsrs(vcpu: number, indices: readonly number[]): bigint[] {
     const list = new Block(indices.length * abi.SIZEOF_MSR_ENTRY);
-    indices.forEach((msr, i) => list.set32(i * abi.SIZEOF_MSR_ENTRY + abi.MSR_ENTRY_INDEX, msr));
+    for (const [i, msr] of indices.entries()) {
+      list.set32(i * abi.SIZEOF_MSR_ENTRY + abi.MSR_ENTRY_INDEX, msr);
+    }
     this.ioctl(abi.HVI_GET_MSRS, this.msrBlock(vcpu, indices.length, list));
     const view = new DataView(list.buffer);
     return indices.map((_, i) =>

@@ -111,8 +111,9 @@ export function parseGva(text: string): Gva | undefined {
   const s = text.trim().replace(/_/g, "").toLowerCase();
   const decimal = /^0t(\d+)$/.exec(s);
   const digits = /^(?:0x)?([0-9a-f]{1,16})$/.exec(s);
-  if (!decimal && !digits) return undefined;
-  const signed = BigInt.asIntN(64, decimal ? BigInt(decimal[1]) : BigInt(`0x${digits![1]}`));
+  const value = decimal?.[1] ?? (digits ? `0x${digits[1]}` : undefined);
+  if (value === undefined) return undefined;
+  const signed = BigInt.asIntN(64, BigInt(value));
   const n = Number(signed);
   return BigInt(n) === signed && isCanonical48(n) ? (n as Gva) : undefined;
 }

@@ -175,7 +175,7 @@ export class PhysicalMemory {
     if (!this.ram.contains(gpa, bytes.length)) return false;
     for (let done = 0; done < bytes.length; ) {
       const n = Math.min(bytes.length - done, 0x1000 - ((gpa + done) & 0xfff));
-      this.ram.view(gpa + done, n)!.set(bytes.subarray(done, done + n));
+      this.ram.view(gpa + done, n)?.set(bytes.subarray(done, done + n));
       done += n;
     }
     return true;
@@ -185,7 +185,7 @@ export class PhysicalMemory {
     if (!this.ram.contains(gpa, length)) return false;
     for (let done = 0; done < length; ) {
       const n = Math.min(length - done, 0x1000 - ((gpa + done) & 0xfff));
-      this.ram.view(gpa + done, n)!.fill(value);
+      this.ram.view(gpa + done, n)?.fill(value);
       done += n;
     }
     return true;
