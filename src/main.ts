@@ -2,6 +2,7 @@
 import { cac } from "cac";
 import { BackendError, HviError } from "./bridge/index.ts";
 import { registerDoctor } from "./cli/doctor.ts";
+import { registerInspect } from "./cli/inspect.ts";
 import { complain, EXIT_BAD_INPUT, EXIT_FAILURE, EXIT_OK, log } from "./cli/output.ts";
 import { registerRun } from "./cli/run.ts";
 import { registerVersion } from "./cli/version.ts";
@@ -9,7 +10,7 @@ import { InputError } from "./machine/errors.ts";
 import { VERSION } from "./version.ts";
 
 /** One line a command; each registers itself with its options, help and action. */
-const COMMANDS = [registerRun, registerDoctor, registerVersion];
+const COMMANDS = [registerRun, registerInspect, registerDoctor, registerVersion];
 
 /** Runs the command line; the exit code. */
 async function main(argv: string[]): Promise<number> {

@@ -53,7 +53,21 @@ function parseRoot(value: string | number): number {
   return root;
 }
 
-function inspect(file: string, what: string, args: string[], flags: InspectFlags): number {
+/** To stdout, all of it, however slowly it is read; a reader that has enough (head) is no error. */
+async function print(text: string): Promise<void> {
+  try {
+    await Bun.write(Bun.stdout, text);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== "EPIPE") throw error;
+  }
+}
+
+async function inspect(
+  file: string,
+  what: string,
+  args: string[],
+  flags: InspectFlags,
+): Promise<number> {
   const verb = Object.hasOwn(VERBS, what) ? VERBS[what] : undefined;
   if (verb === undefined) {
     throw new InputError(
@@ -78,7 +92,7 @@ function inspect(file: string, what: string, args: string[], flags: InspectFlags
     const view = verb.show(subject, args, { physical: flags.physical === true });
     const text =
       flags.json === true ? JSON.stringify(view.json, undefined, 2) : view.lines.join("\n");
-    process.stdout.write(`${text}\n`);
+    await print(`${text}\n`);
   } finally {
     snapshot.close();
   }

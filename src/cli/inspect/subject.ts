@@ -17,6 +17,12 @@ export interface SpaceOptions {
   root: number | undefined;
 }
 
+/** A pattern that may find what was meant: in the same module, with anything around it. */
+function searchFor(name: string): string {
+  const colon = name.indexOf(":");
+  return colon < 0 ? `*${name.slice(0, 32)}*` : `${name.slice(0, colon)}:*`;
+}
+
 export class Subject {
   readonly cpu: Vcpu;
   #guest: LinuxGuest | undefined;
@@ -133,7 +139,7 @@ export class Subject {
     if (address === undefined) {
       throw new InputError(
         `${name}: no such symbol in Linux ${guest.version}`,
-        `search with hvi inspect ${this.name} symbols '*${name.slice(0, 24)}*'`,
+        `search with hvi inspect ${this.name} symbols '${searchFor(name)}'`,
       );
     }
     return address;

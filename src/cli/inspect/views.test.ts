@@ -72,6 +72,7 @@ describe("hvi inspect", () => {
     ]);
     expect(show("symbols", ["fn_49?"]).lines).toHaveLength(10);
     expect(show("symbols", [hex(guest.base + 0x1234)]).lines).toEqual(["fn_2+0x34"]);
+    expect(complaint("symbols", ["nothing:*"])).toBe("nothing: no such module");
     expect(complaint("symbols", ["nothing"])).toBe("nothing: no such symbol in Linux 6.9.1-test");
     expect(complaint("symbols", ["0x1234"])).toContain("belongs to no symbol");
   });

@@ -56,16 +56,18 @@ function processes(subject: Subject): View {
   const guest = subject.needLinux();
   const { tasks, problem } = guest.tasks();
   const running = new Set(subject.cpus.map((cpu) => guest.currentTask(cpu)?.address));
-  const json = tasks.map((t) => ({
-    pid: t.tgid,
-    parent: t.parent?.pid ?? null,
-    state: t.state,
-    kernelThread: t.kernelThread,
-    running: running.has(t.address),
-    comm: t.comm,
-    task: hex(t.address),
-    pageTables: t.pgd === 0 ? null : hex(guest.vm.gpaOf(t.pgd)),
-  }));
+  const json = tasks
+    .map((t) => ({ ...t, root: t.pgd === 0 ? -1 : guest.vm.gpaOf(t.pgd) }))
+    .map((t) => ({
+      pid: t.tgid,
+      parent: t.parent?.pid ?? null,
+      state: t.state,
+      kernelThread: t.kernelThread,
+      running: running.has(t.address),
+      comm: t.comm,
+      task: hex(t.address),
+      pageTables: t.root < 0 ? null : hex(t.root),
+    }));
   const rows = json.map((t) => [
     String(t.pid),
     t.parent === null ? "-" : String(t.parent),
@@ -108,6 +110,12 @@ function glob(pattern: string): RegExp {
   return new RegExp(`^${escaped.replace(/\*/g, ".*").replace(/\?/g, ".")}$`);
 }
 
+/** "module:name" in its parts; a name alone is of the kernel. */
+function splitModule(text: string): [name: string, module: string | undefined] {
+  const colon = text.indexOf(":");
+  return colon < 0 ? [text, undefined] : [text.slice(colon + 1), text.slice(0, colon)];
+}
+
 function symbols(subject: Subject, [wanted]: string[]): View {
   const guest = subject.needLinux();
   const all = guest.symbols;
@@ -125,20 +133,26 @@ function symbols(subject: Subject, [wanted]: string[]): View {
       );
     return { json: { address: hex(address), symbol: name }, lines: [name] };
   }
-  let found: Named[];
-  if (wanted === undefined || /[*?]/.test(wanted)) {
-    const pattern = glob(wanted ?? "*");
-    found = [];
-    for (let i = 0; i < all.count; i++) {
-      const name = all.nameAt(i);
-      if (!pattern.test(name)) continue;
-      found.push({ name, address: all.addressAt(i), type: all.typeAt(i) });
+  const [name, own] = splitModule(wanted ?? "*");
+  const pattern = glob(name);
+  let found: Named[] = [];
+  if (own !== undefined) {
+    const module = guest.modules().modules.find((m) => m.name === own);
+    if (module === undefined) {
+      throw new InputError(`${own}: no such module`, `see hvi inspect ${subject.name} modules`);
     }
-  } else found = all.findAll(wanted);
+    found = guest.moduleSymbols(module).filter((s) => pattern.test(s.name));
+  } else if (/[*?]/.test(name)) {
+    for (let i = 0; i < all.count; i++) {
+      const candidate = all.nameAt(i);
+      if (!pattern.test(candidate)) continue;
+      found.push({ name: candidate, address: all.addressAt(i), type: all.typeAt(i) });
+    }
+  } else found = all.findAll(name);
   if (found.length === 0) {
     throw new InputError(
       `${wanted}: no such symbol in Linux ${guest.version}`,
-      "search with * and ?, as 'vfs_*'",
+      "search with * and ?, as 'vfs_*' or 'module:*'",
     );
   }
   return show(found);
@@ -325,8 +339,8 @@ export const VERBS: Readonly<Record<string, Verb>> = {
   ps: { usage: "ps", about: "processes", args: [0, 0], show: processes },
   modules: { usage: "modules", about: "loaded kernel modules", args: [0, 0], show: modules },
   symbols: {
-    usage: "symbols [NAME|PATTERN|0xADDRESS]",
-    about: "kernel symbols, or what an address belongs to",
+    usage: "symbols [[MODULE:]PATTERN|0xADDRESS]",
+    about: "symbols by name with * and ?, or by address",
     args: [0, 1],
     show: symbols,
   },
