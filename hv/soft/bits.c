@@ -30,7 +30,8 @@ ALWAYS_INLINE u64 bit_address(struct cpu *c, const struct op *o, enum ea_kind k,
 	if (k != EA_SLOW)
 		return address(c, o, k) + (u64)move;
 	off = c->gpr[o->base] + (c->gpr[o->index] << o->scale) + (u64)(o->disp + move);
-	return seg_linear(c, o, o->seg, off & size_mask(o->asize), n / 8, write);
+	off &= size_mask(o->asize);
+	return o->seg == SEG_FLAT ? off : seg_linear(c, o, o->seg, off, n / 8, write);
 }
 
 #define TESTS(name, n)							\

@@ -211,11 +211,14 @@ static COLD void enter_frame(struct cpu *c, const struct op *o)
 	u64 frame = (c->gpr[HVI_RSP] - n) & stack_mask;
 	i64 pushed = (i64)n * (level ? level + 1 : 1);
 
-	for (unsigned int i = 1; i < level; i++)
+	mem_probe_write(c, o, slot(c, o, n, -(i64)n, true), n);
+	for (unsigned int i = 1; i < level; i++) {
 		mem_probe_read(c, o, seg_linear(c, o, HVI_SS, (c->gpr[HVI_RBP] - i * n) & stack_mask,
 						n, false), n);
-	for (i64 at = n; at <= pushed; at += n)
-		mem_probe_write(c, o, slot(c, o, n, -at, true), n);
+		mem_probe_write(c, o, slot(c, o, n, -(i64)n * (i + 1), true), n);
+	}
+	if (level)
+		mem_probe_write(c, o, slot(c, o, n, -pushed, true), n);
 	mem_probe_write(c, o, slot(c, o, n, -pushed - o->imm, true), n);
 
 	store_n(c, o, slot(c, o, n, -(i64)n, true), n, c->gpr[HVI_RBP]);

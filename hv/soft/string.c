@@ -68,21 +68,27 @@ ALWAYS_INLINE u64 step(const struct cpu *c, u64 n)
 		asm("cmp" s " %2, %1" CAPTURE : "=a"(ax) : "r"(a), "r"(b) : "cc"); \
 		return flags_from(ax);					\
 	}								\
-	static inline void cmps##n(struct cpu *c, const struct op *o)	\
+	static inline u64 cmps##n(struct cpu *c, const struct op *o)	\
 	{								\
 		u##n a = ld##n(c, o, SRC(n));				\
 		u##n b = ld##n(c, o, DST(n, false));			\
-		c->flags = compare##n(a, b);				\
 		advance(c, o, HVI_RSI, step(c, n / 8));			\
 		advance(c, o, HVI_RDI, step(c, n / 8));			\
+		return compare##n(a, b);				\
 	}								\
-	static inline void scas##n(struct cpu *c, const struct op *o)	\
+	static inline u64 scas##n(struct cpu *c, const struct op *o)	\
 	{								\
 		u##n b = ld##n(c, o, DST(n, false));			\
-		c->flags = compare##n((u##n)c->gpr[HVI_RAX], b);	\
 		advance(c, o, HVI_RDI, step(c, n / 8));			\
+		return compare##n((u##n)c->gpr[HVI_RAX], b);		\
 	}								\
-	ONCE(movs, n) ONCE(stos, n) ONCE(lods, n) ONCE(cmps, n) ONCE(scas, n)
+	ONCE(movs, n) ONCE(stos, n) ONCE(lods, n) ONCE_FLAGS(cmps, n) ONCE_FLAGS(scas, n)
+#define ONCE_FLAGS(name, n)						\
+	HANDLER(name##n##_once)						\
+	{								\
+		c->flags = name##n(c, o);				\
+		NEXT(c, o);						\
+	}
 #define ONCE(name, n)							\
 	HANDLER(name##n##_once)						\
 	{								\
@@ -227,19 +233,27 @@ ALWAYS_INLINE bool bulk_allowed(const struct cpu *c, const struct op *o)
 		}							\
 		REP_END(offset(c, o, HVI_RCX) == 0);			\
 	}
-/* REPE and REPNE: until ZF is not what the prefix wants. */
+/*
+ * REPE and REPNE: until ZF is not what the prefix wants. The flags change when
+ * the instruction is over: a fault on the way finds those of before (SDM
+ * vol. 2B, REP).
+ */
 #define REP_WHILE(name, n, sfx, want)					\
 	HANDLER(name##n##_##sfx)					\
 	{								\
 		u64 most = budget(c, o);				\
+		u64 f = c->flags;					\
 		bool go = true;						\
 		while (most && go) {					\
-			name##n(c, o);					\
+			f = name##n(c, o);				\
 			count_off(c, o, 1);				\
 			most--;						\
-			go = (c->flags & FL_ZF) == (want);		\
+			go = (f & FL_ZF) == (want);			\
 		}							\
-		REP_END(!go || offset(c, o, HVI_RCX) == 0);		\
+		if (unlikely(go && offset(c, o, HVI_RCX)))		\
+			return cpu_jump(c, o, op_rip(c, o));		\
+		c->flags = f;						\
+		NEXT(c, o);						\
 	}
 #define REPEATED(n, s)							\
 	REP(movs, bulk_movs, n) REP(stos, bulk_stos, n) REP(lods, bulk_none, n) \
@@ -299,6 +313,12 @@ enum xlate xlate_string(struct cpu *c, const struct insn *in, struct op *o)
 						 ZYDIS_REGISTER_RSI));
 	o->b = flat_segment(in, HVI_ES);
 	o->aux = in->code_bits == 64 && o->asize == 8 && o->seg == SEG_FLAT;
-	o->fn = o->flags & OP_REP ? f->repe : o->flags & OP_REPNE ? f->repne : f->once;
+	o->fn = f->once;
+	for (unsigned int i = 0; i < in->z.raw.prefix_count; i++) {	/* the last one counts */
+		if (in->z.raw.prefixes[i].value == 0xf3)
+			o->fn = f->repe;
+		else if (in->z.raw.prefixes[i].value == 0xf2)
+			o->fn = f->repne;
+	}
 	return XLATE_NEXT;
 }
