@@ -16,7 +16,7 @@ import { Engine } from "./engine.ts";
 import { violate } from "./ept/violation.fixture.ts";
 import { AT, type SyntheticOptions, syntheticGuest } from "./guest/synthetic.fixture.ts";
 import { PhysicalMemory } from "./memory/physical.ts";
-import { protections } from "./protect/index.ts";
+import { kernelImage } from "./protect/kernel-image/index.ts";
 
 const BOOTING = 1;
 const RUNNING = 3;
@@ -43,7 +43,7 @@ function setup(state: number, options: SyntheticOptions = {}) {
   const seen: Alert[] = [];
   const alerts = new AlertQueue([{ write: (a) => seen.push(a), close: () => {} }]);
   const memory = new PhysicalMemory(vm.ram);
-  const engine = new Engine({ vm, memory, alerts, protections });
+  const engine = new Engine({ vm, memory, alerts, protections: [kernelImage] });
   const imageGfn = made.gpa(made.base) / 4096;
   const types = () => {
     alerts.drain();

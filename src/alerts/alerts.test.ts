@@ -23,7 +23,7 @@ function violation(change: {
     action,
     reason: "no-exception",
     technique: "T1014",
-    originator: { kind: "module", module: "evil", symbol: "evil_init+0x4", rip },
+    originator: { kind: "module", module: "evil", symbol: "evil_init+0x4 [evil]", rip },
     victim: {
       kind: "kernel-text",
       symbol: "vfs_read+0x0",

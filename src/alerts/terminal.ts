@@ -39,7 +39,8 @@ function describe(v: Violation): string {
 
 function who(o: Originator): string {
   const place = o.symbol ?? o.rip;
-  return o.module === undefined ? `${o.kind} ${place}` : `${place} [${o.module}]`;
+  // The symbol of a module names it already.
+  return o.module === undefined ? `${o.kind} ${place}` : place;
 }
 
 function shorten(hex: string | undefined): string {

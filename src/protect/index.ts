@@ -1,8 +1,9 @@
+import { idt } from "./idt/index.ts";
 import { kernelImage } from "./kernel-image/index.ts";
 import type { Protection } from "./protection.ts";
 
 /** Every protection there is. A new one is one more line here. */
-export const protections: readonly Protection[] = [kernelImage];
+export const protections: readonly Protection[] = [kernelImage, idt];
 
 /**
  * Protections for `--protect`: `all`, `none`, or names separated by commas.
