@@ -60,3 +60,19 @@ test("bytes written in loopback come back and do not go out", () => {
   expect(uart.portIn(0)).toBe(0x41);
   expect(sent).toEqual([]);
 });
+
+test("input waits for a driver that is ready, or a guest that polls", () => {
+  const { uart } = make();
+  uart.feed(Uint8Array.of(1, 2));
+  expect(uart.portIn(5) & 1).toBe(0);
+  uart.portOut(2, 1, 7); // the driver empties the FIFO
+  uart.portOut(4, 1, 8);
+  uart.portOut(1, 1, 1);
+  expect(uart.portIn(5) & 1).toBe(1);
+  const polled = make().uart;
+  polled.feed(Uint8Array.of(3));
+  let reads = 0;
+  while ((polled.portIn(5) & 1) === 0) reads++;
+  expect(reads).toBeLessThan(100);
+  expect(polled.portIn(0)).toBe(3);
+});

@@ -30,6 +30,8 @@ const LSR_TEMT = 0x40;
 const MSR_READY = 0xb0;
 const RX_TRIGGER = [1, 4, 8, 14];
 const FIFO_SIZE = 16;
+/** A guest that reads LSR this often without sending anything polls for input. */
+const POLLS = 64;
 
 export class Uart implements PortDevice, Stateful {
   /** Called with each byte that the guest transmits. */
@@ -50,6 +52,8 @@ export class Uart implements PortDevice, Stateful {
   #rxCount = 0;
   /** Bytes from outside that wait for room in the receive FIFO. */
   #waiting: number[] = [];
+  /** Reads of LSR since the last byte sent. */
+  #polls = 0;
 
   constructor(irq: IrqLine) {
     this.#irq = irq;
@@ -67,8 +71,15 @@ export class Uart implements PortDevice, Stateful {
     return this.#waiting.length + this.#rxCount;
   }
 
+  /**
+   * Moves waiting bytes to the FIFO, but only for a guest that looks for
+   * them: while its driver is starting it empties the FIFO several times, and
+   * what was typed (or piped in) before would be lost.
+   */
   #fill(): void {
     if ((this.#mcr & MCR_LOOP) !== 0) return;
+    const driven = (this.#ier & IER_RDA) !== 0 && (this.#mcr & MCR_OUT2) !== 0;
+    if (!driven && this.#polls < POLLS) return;
     const room = (this.#fcr & FCR_ENABLE) !== 0 ? FIFO_SIZE : 1;
     while (this.#rxCount < room && this.#waiting.length > 0) this.#receive(this.#waiting.shift() as number);
   }
@@ -128,6 +139,7 @@ export class Uart implements PortDevice, Stateful {
       case 4:
         return this.#mcr;
       case 5: {
+        if (++this.#polls === POLLS) this.#fill();
         const lsr =
           LSR_THRE | LSR_TEMT | (this.#rxCount > 0 ? LSR_DR : 0) | (this.#overrun ? LSR_OVERRUN : 0);
         if (this.#overrun) {
@@ -156,6 +168,7 @@ export class Uart implements PortDevice, Stateful {
           this.#divisor = (this.#divisor & 0xff00) | value;
           return;
         }
+        this.#polls = 0;
         if ((this.#mcr & MCR_LOOP) !== 0) this.#receive(value);
         else this.onByte(value);
         this.#thre = true;
@@ -168,6 +181,7 @@ export class Uart implements PortDevice, Stateful {
         // Enabling the THRE interrupt while THR is empty raises it.
         if ((value & IER_THRE) !== 0 && (this.#ier & IER_THRE) === 0) this.#thre = true;
         this.#ier = value & 0x0f;
+        this.#fill();
         break;
       case 2:
         if (((value ^ this.#fcr) & FCR_ENABLE) !== 0 || (value & FCR_CLEAR_RX) !== 0) {
