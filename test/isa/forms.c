@@ -1,20 +1,21 @@
 /* SPDX-License-Identifier: MIT */
-/* forms.c - every instruction form that a 64-bit user program can run, from Zydis's own tables. */
+/* forms.c - every instruction form that a user program can run, from Zydis's own tables. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include "isa.h"
 
-bool decode(const u8 *bytes, u32 len, ZydisDecodedInstruction *z, ZydisDecodedOperand *op)
+bool decode(u8 bits, const u8 *bytes, u32 len, ZydisDecodedInstruction *z, ZydisDecodedOperand *op)
 {
-	static ZydisDecoder d;
+	static ZydisDecoder d64, d32;
 	static bool ready;
 
 	if (!ready) {
-		ZydisDecoderInit(&d, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
+		ZydisDecoderInit(&d64, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
+		ZydisDecoderInit(&d32, ZYDIS_MACHINE_MODE_LONG_COMPAT_32, ZYDIS_STACK_WIDTH_32);
 		ready = true;
 	}
-	return ZYAN_SUCCESS(ZydisDecoderDecodeFull(&d, bytes, len, z, op));
+	return ZYAN_SUCCESS(ZydisDecoderDecodeFull(bits == 64 ? &d64 : &d32, bytes, len, z, op));
 }
 
 static u64 mix(u64 h, u64 v)
@@ -25,9 +26,9 @@ static u64 mix(u64 h, u64 v)
 }
 
 /* Two encodings are the same form when nothing but register numbers, addressing and values differ. */
-u64 form_key(const ZydisDecodedInstruction *z, const ZydisDecodedOperand *op)
+u64 form_key(u8 bits, const ZydisDecodedInstruction *z, const ZydisDecodedOperand *op)
 {
-	u64 h = mix(z->mnemonic, z->encoding);
+	u64 h = mix(z->mnemonic, bits << 8 | z->encoding);
 	u8 opcode = z->opcode;
 
 	for (u32 i = 0; i < z->operand_count; i++) {
@@ -121,6 +122,8 @@ static void name_form(struct form *f, const ZydisDecodedInstruction *z, const Zy
 	u32 n = 0;
 	char t[24];
 
+	if (f->bits == 32)
+		n = append(f->name, n, sizeof(f->name), "32: ");
 	if (z->attributes & ZYDIS_ATTRIB_HAS_LOCK)
 		n = append(f->name, n, sizeof(f->name), "lock ");
 	if (z->attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE))
@@ -190,9 +193,9 @@ static void consider(const u8 *bytes, const struct form *like)
 	struct form *f;
 	u64 key;
 
-	if (!decode(bytes, 15, &z, op) || skipped(&z, op))
+	if (!decode(like->bits, bytes, 15, &z, op) || skipped(&z, op))
 		return;
-	key = form_key(&z, op);
+	key = form_key(like->bits, &z, op);
 	if (!is_new(key) || count == MAX_FORMS)
 		return;
 	f = &list[count++];
@@ -238,21 +241,18 @@ static void vex(struct form f)
 	consider(b, &f);
 }
 
-u32 find_forms(struct form **forms)
+static void find(u8 bits)
 {
 	static const struct { u8 p66, rep; } prefixes[] = {
 		{ 0, 0 }, { 1, 0 }, { 0, 0xf3 }, { 0, 0xf2 }, { 1, 0xf3 }, { 1, 0xf2 },
 	};
 
-	list = calloc(MAX_FORMS, sizeof(*list));
-	if (!list)
-		abort();
 	for (u32 map = 0; map < 4; map++)
 		for (u32 opcode = 0; opcode < 256; opcode++)
 			for (u32 p = 0; p < 6; p++)
 				for (u32 x = 0; x < 2 * 2 * 2 * 8; x++) {
 					struct form f = {
-						.map = (u8)map, .opcode = (u8)opcode,
+						.bits = bits, .map = (u8)map, .opcode = (u8)opcode,
 						.p66 = prefixes[p].p66, .rep = prefixes[p].rep,
 						.w = x & 1, .lock = x >> 1 & 1, .mod = x >> 2 & 1 ? 3 : 0,
 						.reg = x >> 3 & 7,
@@ -260,6 +260,8 @@ u32 find_forms(struct form **forms)
 					};
 					bool x87 = !map && (opcode & 0xf8) == 0xd8;
 
+					if (f.w && bits != 64)
+						continue;
 					for (f.rm = x87 && f.mod == 3 ? 0 : 7; f.rm < 8; f.rm++)
 						legacy(f);
 				}
@@ -267,7 +269,7 @@ u32 find_forms(struct form **forms)
 		for (u32 opcode = 0; opcode < 256; opcode++)
 			for (u32 x = 0; x < 4 * 2 * 2 * 2 * 8 * 2 * 2; x++) {
 				struct form f = {
-					.vex = true, .map = (u8)map, .opcode = (u8)opcode,
+					.bits = bits, .vex = true, .map = (u8)map, .opcode = (u8)opcode,
 					.pp = x & 3, .w = x >> 2 & 1, .l = x >> 3 & 1,
 					.mod = x >> 4 & 1 ? 3 : 0, .reg = x >> 5 & 7,
 					.v = x >> 8 & 1 ? 6 : 0, .rm = x >> 9 & 1 ? 4 : 5,
@@ -278,6 +280,15 @@ u32 find_forms(struct form **forms)
 					f.rm = 1;
 				vex(f);
 			}
+}
+
+u32 find_forms(struct form **forms)
+{
+	list = calloc(MAX_FORMS, sizeof(*list));
+	if (!list)
+		abort();
+	find(64);
+	find(32);
 	*forms = list;
 	return count;
 }

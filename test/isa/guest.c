@@ -65,14 +65,20 @@ static void intercept(u32 kind, u64 mask)
 	call(HVI_INTERCEPT, &i, "HVI_INTERCEPT");
 }
 
-static void user_mode(void)
+static u8 mode;		/* 64, 32; 0: to be set */
+
+static void user_mode(u8 bits)
 {
 	struct hvi_segment unusable = { .access = HVI_SEG_UNUSABLE };
 
 	for (u32 i = 0; i < HVI_SEGS; i++)
 		page->seg[i] = unusable;
-	page->seg[HVI_CS] = (struct hvi_segment){ .limit = ~0u, .access = 0xa0fb, .selector = 0x33 };
+	if (bits == 64)
+		page->seg[HVI_CS] = (struct hvi_segment){ .limit = ~0u, .access = 0xa0fb, .selector = 0x33 };
+	else
+		page->seg[HVI_CS] = (struct hvi_segment){ .limit = ~0u, .access = 0xc0fb, .selector = 0x23 };
 	page->seg[HVI_SS] = (struct hvi_segment){ .limit = ~0u, .access = 0xc0f3, .selector = 0x2b };
+	page->seg[HVI_DS] = page->seg[HVI_ES] = page->seg[HVI_SS];
 	page->ldtr = unusable;
 	page->tr = (struct hvi_segment){ .limit = 0x67, .access = 0x8b, .selector = 0x40 };
 	page->cr0 = 0x80050033;
@@ -81,6 +87,7 @@ static void user_mode(void)
 	page->xcr0 = 7;
 	page->efer = 0xd01;
 	page->dirty = HVI_STATE_ALL;
+	mode = bits;
 }
 
 void guest_open(const char *library)
@@ -117,7 +124,7 @@ void guest_open(const char *library)
 	map(STACK, STACK_GPA, STACK_SIZE, PTE_USER);
 	memset(ram + CODE_GPA, 0xf4, CODE_SIZE);
 	intercept(HVI_INTERCEPT_EXCEPTION, 0xffffffff);
-	user_mode();
+	user_mode(64);
 }
 
 u8 *guest_data(void)
@@ -141,6 +148,8 @@ void guest_run(const struct test *t, struct outcome *out)
 
 	memcpy(code, t->code, len);
 	call(HVI_SET_XSAVE, &xs, "HVI_SET_XSAVE");
+	if (mode != t->bits)
+		user_mode(t->bits);
 	memcpy(page->gpr, t->in.gpr, sizeof(page->gpr));
 	page->rip = t->in.rip;
 	page->rflags = t->in.rflags;
@@ -156,7 +165,7 @@ void guest_run(const struct test *t, struct outcome *out)
 		snprintf(failure, sizeof(failure), "exit reason %u, value %llx", run.reason,
 			 (unsigned long long)page->exit.value);
 		out->failure = failure;
-		user_mode();
+		mode = 0;
 	}
 	memcpy(out->s.gpr, page->gpr, sizeof(page->gpr));
 	out->s.rip = page->rip;

@@ -79,6 +79,8 @@ static void handler(int sig, siginfo_t *info, void *context)
 			g[order[i]] = (greg_t)current->in.gpr[i];
 		g[REG_RIP] = (greg_t)current->in.rip;
 		g[REG_EFL] = (greg_t)current->in.rflags;
+		/* CS in the low word: 64-bit or compatibility mode; SS stays. */
+		g[REG_CSGSFS] = (greg_t)(((u64)g[REG_CSGSFS] & ~0xffffull) | (current->bits == 64 ? 0x33 : 0x23));
 		swap_in(fp, current->in.xs);
 		phase = RUNNING;
 		break;
@@ -136,6 +138,8 @@ void host_open(void)
 		die("isa: cannot map the code page\n");
 	memset(code_page, 0xf4, CODE_SIZE);
 	sigfillset(&sa.sa_mask);
+	/* For 32-bit code; in 64-bit code they mean nothing. */
+	__asm__ volatile("mov %0, %%ds; mov %0, %%es" : : "r"(0x2b));
 	if (sigaltstack(&alt, NULL))
 		die("isa: sigaltstack\n");
 	for (u32 i = 0; i < 5; i++)

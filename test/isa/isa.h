@@ -9,7 +9,7 @@
  *	undefined.c which results the SDM leaves undefined
  *	main.c	    compares, reports
  *
- * Both run at privilege 3, 64-bit, at the same linear addresses, in pages
+ * Both run at privilege 3, in 64-bit and 32-bit code, at the same linear addresses, in pages
  * filled with HLT: whatever the instruction does, the run ends in a fault,
  * and the fault is part of what is compared.
  */
@@ -66,16 +66,18 @@ struct form {
 	u64 key;
 	ZydisMnemonic mnemonic;
 	bool vex, memory, modrm;
+	u8 bits;		/* 64, or 32: compatibility mode */
 	u8 map, opcode, rep, lock, p66, w, l, pp, reg, rm, mod, v;
 	u32 states, mismatches, completed, faults;
 };
 
 u32 find_forms(struct form **forms);
-u64 form_key(const ZydisDecodedInstruction *z, const ZydisDecodedOperand *op);
+u64 form_key(u8 bits, const ZydisDecodedInstruction *z, const ZydisDecodedOperand *op);
 
 /* ---- tests -------------------------------------------------------------------- */
 
 struct test {
+	u8 bits;
 	u8 code[16];
 	u32 len;
 	u64 at;			/* linear address of the instruction */
@@ -98,7 +100,7 @@ static inline u32 below(struct rng *r, u32 n)
 	return (u32)((rnd(r) >> 32) * n >> 32);
 }
 
-bool decode(const u8 *bytes, u32 len, ZydisDecodedInstruction *z, ZydisDecodedOperand *op);
+bool decode(u8 bits, const u8 *bytes, u32 len, ZydisDecodedInstruction *z, ZydisDecodedOperand *op);
 /* Fills in the test and the host's sandbox memory. False: no safe operands found. */
 bool make_test(const struct form *f, struct rng *r, struct test *t);
 

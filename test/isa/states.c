@@ -282,7 +282,7 @@ static void put_insn(const struct form *f, const struct pick *p, struct rng *r, 
 		if (f->rep)
 			b[n++] = f->rep;
 		rex = (u8)(f->w << 3 | (p->reg >> 3) << 2 | x << 1 | base >> 3);
-		if (rex || below(r, 8) == 0)
+		if (f->bits == 64 && (rex || below(r, 8) == 0))
 			b[n++] = 0x40 | rex;
 		if (f->map)
 			b[n++] = 0x0f;
@@ -318,7 +318,7 @@ static u64 code_target(struct rng *r, const struct test *t)
 	return la;
 }
 
-static u64 data_target(struct rng *r, u32 size)
+static u64 data_target(struct rng *r, u8 bits, u32 size)
 {
 	u64 la = DATA + 0x400 + (below(r, 0x1800) & ~63u);
 
@@ -330,7 +330,7 @@ static u64 data_target(struct rng *r, u32 size)
 	case 3:
 		return DATA + 0x1000 - below(r, size + 2);
 	case 4:
-		return 0x800000000000ull + below(r, 1000);
+		return bits == 64 ? 0x800000000000ull + below(r, 1000) : DATA - 0x1000;
 	case 5:		/* not mapped */
 		return DATA + DATA_SIZE + 0x800;
 	case 6: case 7: case 8: case 9: case 10:
@@ -374,10 +374,12 @@ static bool aim(struct rng *r, struct test *t, const ZydisDecodedOperand *p, u64
 
 	if (m->base == ZYDIS_REGISTER_RIP || m->base == ZYDIS_REGISTER_EIP)
 		return true;
-	if (m->base == ZYDIS_REGISTER_NONE)
+	if (m->base == ZYDIS_REGISTER_NONE || t->z.address_width == 16)
 		return true;
 	if (m->type == ZYDIS_MEMOP_TYPE_VSIB) {
 		g[base] = target - (u64)m->disp.value;
+		if (t->bits == 32)
+			g[base] = (u32)g[base];
 		return true;
 	}
 	if (m->index != ZYDIS_REGISTER_NONE) {
@@ -390,6 +392,8 @@ static bool aim(struct rng *r, struct test *t, const ZydisDecodedOperand *p, u64
 		index = g[id] * m->scale;
 	}
 	g[base] = target - index - (u64)m->disp.value;
+	if (t->bits == 32)
+		g[base] = (u32)g[base];
 	return true;
 }
 
@@ -404,7 +408,7 @@ static u64 address_of(const struct test *t, const ZydisDecodedOperand *p)
 		la += t->in.gpr[ZydisRegisterGetId(m->base)];
 	if (m->index != ZYDIS_REGISTER_NONE && m->type != ZYDIS_MEMOP_TYPE_VSIB)
 		la += t->in.gpr[ZydisRegisterGetId(m->index)] * m->scale;
-	return t->z.address_width == 32 ? (u32)la : la;
+	return t->z.address_width == 64 ? la : t->z.address_width == 32 ? (u32)la : (u16)la;
 }
 
 /* Nothing but the sandbox and its unmapped surroundings, or a non-canonical address. */
@@ -477,7 +481,7 @@ static bool fill_operands(struct rng *r, struct test *t)
 
 		if (p->type != ZYDIS_OPERAND_TYPE_MEMORY || p->visibility == ZYDIS_OPERAND_VISIBILITY_HIDDEN)
 			continue;
-		target = data_target(r, p->size / 8);
+		target = data_target(r, t->bits, p->size / 8);
 		if (is_string(&t->z) && below(r, 4))
 			target = DATA + 0x800 + below(r, 0x1000);
 		if (t->z.address_width == 32 && target >> 32)
@@ -504,17 +508,17 @@ static bool fill_operands(struct rng *r, struct test *t)
 		}
 		/* String instructions, XLAT, MASKMOV. */
 		if (!aim(r, t, p, is_string(&t->z) && below(r, 4) ? DATA + 0x800 + below(r, 0x1000) :
-				  data_target(r, p->size / 8)))
+				  data_target(r, t->bits, p->size / 8)))
 			return false;
 	}
-	if (t->z.address_width == 32)
+	if (t->z.address_width == 32 && t->bits == 64)
 		for (u32 i = 0; i < t->z.operand_count; i++)
 			if (t->op[i].type == ZYDIS_OPERAND_TYPE_MEMORY && below(r, 2) &&
 			    t->op[i].mem.base != ZYDIS_REGISTER_NONE && t->op[i].mem.base != ZYDIS_REGISTER_RSP &&
 			    t->op[i].mem.base != ZYDIS_REGISTER_EIP)
 				g[ZydisRegisterGetId(t->op[i].mem.base)] |= rnd(r) << 32;
 	if (t->z.attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE))
-		g[RCX] = below(r, 20) | (t->z.address_width == 32 && below(r, 2) ? rnd(r) << 32 : 0);
+		g[RCX] = below(r, 20) | (t->z.address_width == 32 && t->bits == 64 && below(r, 2) ? rnd(r) << 32 : 0);
 	if (t->z.mnemonic == ZYDIS_MNEMONIC_XLAT)
 		g[RAX] = (g[RAX] & ~0xffull) | below(r, 256);
 
@@ -553,7 +557,7 @@ static bool fill_operands(struct rng *r, struct test *t)
 		u64 to = code_target(r, t);
 
 		if (below(r, 8) == 0)
-			to = below(r, 2) ? 0x800000000000ull + below(r, 99) : CODE + 0x5000;
+			to = below(r, 2) && t->bits == 64 ? 0x800000000000ull + below(r, 99) : CODE + 0x5000;
 		for (u32 i = 0; i < t->z.operand_count; i++) {
 			const ZydisDecodedOperand *p = &t->op[i];
 
@@ -588,18 +592,21 @@ static bool fix_branch(struct rng *r, struct test *t)
 		if (rel < 0 && rel >= -(i64)t->len)
 			rel = 1;
 		memcpy(t->code + off, &rel, bits / 8);
-		return decode(t->code, 15, &t->z, t->op);
+		return decode(t->bits, t->code, 15, &t->z, t->op);
 	}
 	return true;
 }
 
 bool make_test(const struct form *f, struct rng *r, struct test *t)
 {
+	u32 regs = f->bits == 64 ? 16 : 8;
+
+	t->bits = f->bits;
 	for (u32 attempt = 0; attempt < 60; attempt++) {
 		struct pick p = {
-			.reg = (u8)below(r, 16), .rm = (u8)below(r, 16), .v = (u8)below(r, 16),
+			.reg = (u8)below(r, regs), .rm = (u8)below(r, regs), .v = (u8)below(r, regs),
 			.memory = f->memory,
-			.kind = (u8)below(r, A_KINDS), .base = (u8)below(r, 16), .index = (u8)below(r, 16),
+			.kind = (u8)below(r, A_KINDS), .base = (u8)below(r, regs), .index = (u8)below(r, regs),
 			.scale = (u8)below(r, 4), .disp = (int8_t)rnd(r),
 		};
 		u64 target = DATA + 0x800 + below(r, 0x1000);
@@ -616,25 +623,26 @@ bool make_test(const struct form *f, struct rng *r, struct test *t)
 			p.kind = below(r, 2) ? A_SIB8 : A_SIB32;
 		if ((p.kind == A_SIB8 || p.kind == A_SIB32) && (p.index == RSP && !(f->vex && f->rm == 4)))
 			continue;
-		if (p.kind == A_ABS)
+		/* Without 64-bit mode that encoding is an absolute address. */
+		if (p.kind == A_ABS || (p.kind == A_RIP && f->bits == 32))
 			p.disp = (int32_t)target;
 		if (p.kind == A_BASE32 || p.kind == A_SIB32)
 			p.disp = (int32_t)below(r, 100000) - 50000;
 		if (p.kind == A_BASE)
 			p.disp = 0;
-		p.addr32 = f->memory && below(r, 16) == 0;
+		p.addr32 = f->memory && f->bits == 64 && below(r, 16) == 0;
 
 		t->at = CODE + 0x100 + below(r, 0xe00);
 		put_insn(f, &p, r, image);
-		if (!decode(image, 15, &t->z, t->op) || form_key(&t->z, t->op) != f->key)
+		if (!decode(f->bits, image, 15, &t->z, t->op) || form_key(f->bits, &t->z, t->op) != f->key)
 			continue;
 		t->len = t->z.length;
-		if (f->memory && p.kind == A_RIP) {
+		if (f->memory && p.kind == A_RIP && f->bits == 64) {
 			/* The displacement follows from the place. */
 			int32_t d = (int32_t)(target - (t->at + t->len));
 
 			memcpy(image + t->z.raw.disp.offset, &d, 4);
-			if (!decode(image, 15, &t->z, t->op) || form_key(&t->z, t->op) != f->key)
+			if (!decode(f->bits, image, 15, &t->z, t->op) || form_key(f->bits, &t->z, t->op) != f->key)
 				continue;
 		}
 		memcpy(t->code, image, 16);
@@ -643,7 +651,7 @@ bool make_test(const struct form *f, struct rng *r, struct test *t)
 			if (t->z.raw.disp.size != 64 && t->z.raw.disp.size != 32)
 				continue;
 			memcpy(t->code + t->z.raw.disp.offset, &target, t->z.raw.disp.size / 8);
-			if (!decode(t->code, 15, &t->z, t->op))
+			if (!decode(t->bits, t->code, 15, &t->z, t->op))
 				continue;
 		}
 		if (!fix_branch(r, t))
@@ -653,12 +661,15 @@ bool make_test(const struct form *f, struct rng *r, struct test *t)
 			t->at = CODE + CODE_SIZE - 1 - below(r, t->len);
 
 		for (u32 i = 0; i < 16; i++)
-			t->in.gpr[i] = random_int(r);
+			t->in.gpr[i] = f->bits == 64 ? random_int(r) : i < 8 ? (u32)random_int(r) : 0;
 		random_vectors(r, t->in.xs);
 		t->in.rip = t->at;
 		t->in.rflags = 0x202 | (rnd(r) & STATUS) | (below(r, 4) ? 0 : DF);
 		if (!fill_operands(r, t))
 			continue;
+		if (f->bits == 32)
+			for (u32 i = 0; i < 8; i++)
+				t->in.gpr[i] = (u32)t->in.gpr[i];
 		random_bytes(r, t->code + t->len, 16 - t->len);
 		for (u64 la = t->in.gpr[RSP] - 32; la < t->in.gpr[RSP] + 32; la += 8)
 			if (readable(la, 8) && !needs_code_pointer(t)) {

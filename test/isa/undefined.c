@@ -54,6 +54,12 @@ static const struct {
 	{ M(SHRD), AF, SHIFTED, "For shifts of one or more bits the AF flag is undefined." },
 	{ M(SHLD), OF, COUNT_NOT_1, "For shifts greater than 1 bit, the OF flag is undefined." },
 	{ M(SHRD), OF, COUNT_NOT_1, "For shifts greater than 1 bit, the OF flag is undefined." },
+	{ M(DAA), OF, ALWAYS, "The OF flag is undefined." },
+	{ M(DAS), OF, ALWAYS, "The OF flag is undefined." },
+	{ M(AAA), OF | SF | ZF | PF, ALWAYS, "The OF, SF, ZF, and PF flags are undefined." },
+	{ M(AAS), OF | SF | ZF | PF, ALWAYS, "The OF, SF, ZF, and PF flags are undefined." },
+	{ M(AAM), OF | AF | CF, ALWAYS, "The OF, AF, and CF flags are undefined." },
+	{ M(AAD), OF | AF | CF, ALWAYS, "The OF, AF, and CF flags are undefined." },
 #undef M
 };
 
