@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: MIT
+/** What the benchmarks of memory and decoding share: timing, peers in C, the table. */
+import { dlopen } from "bun:ffi";
+import { mkdirSync } from "node:fs";
+import { join } from "node:path";
+
+const REPEATS = 7;
+
+/**
+ * Nanoseconds an operation: the best of several runs, which other work on the
+ * machine disturbed least. `body` does `rounds` operations and answers a
+ * checksum; 0 and NaN mean that they failed.
+ */
+export function measure(rounds: number, body: (rounds: number) => number): number {
+  let best = Number.POSITIVE_INFINITY;
+  for (let i = 0; i < REPEATS; i++) {
+    const start = Bun.nanoseconds();
+    if (!body(rounds)) throw new Error("an operation failed");
+    best = Math.min(best, (Bun.nanoseconds() - start) / rounds);
+  }
+  return best;
+}
+
+/** Builds and loads bench/peers/peers.c. */
+export function peers() {
+  const root = join(import.meta.dir, "..");
+  const out = join(root, "build/bench-peers.so");
+  mkdirSync(join(root, "build"), { recursive: true });
+  const gcc = Bun.spawnSync(
+    ["gcc", "-O2", "-shared", "-fPIC", "-o", out, join(root, "bench/peers/peers.c"), "-lZydis"],
+    { stderr: "inherit" },
+  );
+  if (gcc.exitCode !== 0) throw new Error("the peers in C do not build");
+  return dlopen(out, {
+    peer_translate: { args: ["ptr", "u64", "i64", "u32", "u32"], returns: "u32" },
+    peer_read: { args: ["ptr", "u64", "i64", "u32", "u32"], returns: "u32" },
+    peer_decode: { args: ["ptr", "ptr", "u32", "u32"], returns: "u32" },
+  }).symbols;
+}
+
+export interface Row {
+  readonly name: string;
+  /** Nanoseconds. */
+  readonly ns: number;
+  /** The most it may take. */
+  readonly bound?: number;
+  readonly peer?: { readonly name: string; readonly ns: number };
+}
+
+/** Prints the rows, as JSON with --json. The exit code is 1 when a bound was missed. */
+export function report(bench: string, rows: readonly Row[]): void {
+  const round = (x: number): number => Math.round(x * 10) / 10;
+  if (process.argv.includes("--json")) {
+    const shown = rows.map((r) => ({
+      name: r.name,
+      ns: round(r.ns),
+      bound: r.bound,
+      peer: r.peer && { name: r.peer.name, ns: round(r.peer.ns), ratio: round(r.ns / r.peer.ns) },
+    }));
+    console.log(JSON.stringify({ bench, unit: "ns", rows: shown }));
+  } else {
+    for (const r of rows) {
+      const bound = r.bound === undefined ? "" : ` (at most ${r.bound})`;
+      const peer = r.peer
+        ? `; ${r.peer.name} ${r.peer.ns.toFixed(1)} ns, ratio ${(r.ns / r.peer.ns).toFixed(1)}`
+        : "";
+      console.log(`${r.ns.toFixed(1).padStart(8)} ns  ${r.name}${bound}${peer}`);
+    }
+  }
+  if (rows.some((r) => r.bound !== undefined && r.ns > r.bound)) process.exitCode = 1;
+}
