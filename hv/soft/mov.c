@@ -107,6 +107,11 @@ enum xlate xlate_extend(struct cpu *c, const struct insn *in, struct op *o)
 	(void)c;
 	o->size = op_size(in, 0);
 	o->a = op_reg(in, 0);
+	/* MOVSXD with a 16-bit operand is a MOV: it reads 16 bits, whatever the decoder says. */
+	if (from > to) {
+		from = to;
+		o->msize = o->size;
+	}
 	if (is_mem(in, 1)) {
 		o->fn = mem_fn(extend_fns[sx][from][to - 1].rm, o);
 	} else {

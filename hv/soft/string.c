@@ -41,7 +41,7 @@ ALWAYS_INLINE u64 step(const struct cpu *c, u64 n)
 #define SRC(n)		linear(c, o, o->seg, offset(c, o, HVI_RSI), n / 8, false)
 #define DST(n, write)	linear(c, o, o->b, offset(c, o, HVI_RDI), n / 8, write)
 
-/* ---- one iteration ------------------------------------------------------------------ */
+/* ---- one iteration: CMPS reads its second operand first, as Intel CPUs do ------------------------------------------------------------------ */
 
 #define ITERATIONS(n, s)						\
 	static inline void movs##n(struct cpu *c, const struct op *o)	\
@@ -70,8 +70,8 @@ ALWAYS_INLINE u64 step(const struct cpu *c, u64 n)
 	}								\
 	static inline u64 cmps##n(struct cpu *c, const struct op *o)	\
 	{								\
-		u##n a = ld##n(c, o, SRC(n));				\
 		u##n b = ld##n(c, o, DST(n, false));			\
+		u##n a = ld##n(c, o, SRC(n));				\
 		advance(c, o, HVI_RSI, step(c, n / 8));			\
 		advance(c, o, HVI_RDI, step(c, n / 8));			\
 		return compare##n(a, b);				\
