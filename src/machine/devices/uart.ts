@@ -30,7 +30,7 @@ const LSR_TEMT = 0x40;
 const MSR_READY = 0xb0;
 const RX_TRIGGER = [1, 4, 8, 14];
 const FIFO_SIZE = 16;
-/** A guest that reads LSR this often without sending anything polls for input. */
+/** A guest that reads LSR this often without writing to any register polls for input. */
 const POLLS = 64;
 
 export class Uart implements PortDevice, Stateful {
@@ -52,7 +52,7 @@ export class Uart implements PortDevice, Stateful {
   #rxCount = 0;
   /** Bytes from outside that wait for room in the receive FIFO. */
   #waiting: number[] = [];
-  /** Reads of LSR since the last byte sent. */
+  /** Reads of LSR since the last write. */
   #polls = 0;
 
   constructor(irq: IrqLine) {
@@ -162,13 +162,13 @@ export class Uart implements PortDevice, Stateful {
   }
 
   portOut(port: number, _size: number, value: number): void {
+    this.#polls = 0;
     switch (port & 7) {
       case 0:
         if ((this.#lcr & LCR_DLAB) !== 0) {
           this.#divisor = (this.#divisor & 0xff00) | value;
           return;
         }
-        this.#polls = 0;
         if ((this.#mcr & MCR_LOOP) !== 0) this.#receive(value);
         else this.onByte(value);
         this.#thre = true;
@@ -185,6 +185,8 @@ export class Uart implements PortDevice, Stateful {
         break;
       case 2:
         if (((value ^ this.#fcr) & FCR_ENABLE) !== 0 || (value & FCR_CLEAR_RX) !== 0) {
+          // A change of mode empties the FIFO too, but nobody means to lose a typed byte by it.
+          if ((value & FCR_CLEAR_RX) === 0) this.#waiting.unshift(...this.#unread());
           this.#rxCount = 0;
           this.#rxHead = 0;
         }
@@ -219,9 +221,11 @@ export class Uart implements PortDevice, Stateful {
     this.#modem = now;
   }
 
+  #unread(): number[] {
+    return Array.from({ length: this.#rxCount }, (_, i) => this.#rx[(this.#rxHead + i) % FIFO_SIZE]);
+  }
+
   save(): DeviceState {
-    const rx: number[] = [];
-    for (let i = 0; i < this.#rxCount; i++) rx.push(this.#rx[(this.#rxHead + i) % FIFO_SIZE]);
     return {
       ier: this.#ier,
       fcr: this.#fcr,
@@ -233,7 +237,7 @@ export class Uart implements PortDevice, Stateful {
       thre: this.#thre,
       modem: this.#modem,
       modemDelta: this.#modemDelta,
-      rx,
+      rx: this.#unread(),
       waiting: this.#waiting,
     };
   }
