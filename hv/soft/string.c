@@ -41,7 +41,7 @@ ALWAYS_INLINE u64 step(const struct cpu *c, u64 n)
 #define SRC(n)		linear(c, o, o->seg, offset(c, o, HVI_RSI), n / 8, false)
 #define DST(n, write)	linear(c, o, o->b, offset(c, o, HVI_RDI), n / 8, write)
 
-/* ---- one iteration: CMPS reads its second operand first, as Intel CPUs do ------------------------------------------------------------------ */
+/* ---- one iteration; CMPS reads its second operand first, as Intel CPUs do ---------- */
 
 #define ITERATIONS(n, s)						\
 	static inline void movs##n(struct cpu *c, const struct op *o)	\
