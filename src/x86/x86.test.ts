@@ -175,6 +175,17 @@ describe("addresses of operands", () => {
       ),
     ).toBe(0x20002);
   });
+  test("SIB without a base, REX.B and 32-bit addresses (wrong in Zydis 4.0.0)", () => {
+    // lea rax, [ebx*8 + 0x54db36a6]
+    const set = (v: Vcpu): void => {
+      v.setGprNumber(abi.HVI_RBX, 2);
+      v.setGprNumber(abi.HVI_R13, 0x1000);
+    };
+    expect(address("67 49 8d 04 dd a6 36 db 54", set)).toBe(0x54db36b6);
+    expect(format(hex("67 49 8d 04 dd a6 36 db 54"), 0, 64, 0)).toBe("lea rax, [ebx*8+0x54db36a6]");
+    // lea rax, [r13d + ebx*8 + 0]
+    expect(address("67 49 8d 44 dd 00", set)).toBe(0x1010);
+  });
   test("bit strings reach outside their operand", () => {
     const with_ = (lo: number, hi: number) => (v: Vcpu) => {
       v.setGprNumber(abi.HVI_RBX, 0x10000);

@@ -133,6 +133,24 @@ static void put_operand(ZyanU32 *to, const ZydisDecodedOperand *o)
 	}
 }
 
+/*
+ * Zydis 4.0.0 takes "SIB without base" (mod 0, base 101b) for R13D when REX.B
+ * is set and addresses have 32 bits (ZydisDecodeOperandMemory looks for EBP
+ * only), and loses the displacement. The CPU ignores REX.B there (SDM vol. 2,
+ * table 2-5).
+ */
+static void repair_base(ZydisDecodedOperand *o)
+{
+	if (o->type != ZYDIS_OPERAND_TYPE_MEMORY || o->mem.base != ZYDIS_REGISTER_R13D ||
+	    o->encoding != ZYDIS_OPERAND_ENCODING_MODRM_RM)
+		return;
+	if (instruction.raw.modrm.mod || instruction.raw.modrm.rm != 4 || instruction.raw.sib.base != 5)
+		return;
+	o->mem.base = ZYDIS_REGISTER_NONE;
+	o->mem.disp.has_displacement = ZYAN_TRUE;
+	o->mem.disp.value = instruction.raw.disp.value;
+}
+
 /* Decodes input[0..n); mode 0, 1, 2 is 16, 32, 64 bits. The length, or -1. */
 int EXPORT(decode)(unsigned int mode, unsigned int n)
 {
@@ -167,8 +185,10 @@ int EXPORT(decode)(unsigned int mode, unsigned int n)
 	r[14] = flags ? flags->undefined : 0;
 	r[15] = traits(instruction.attributes) |
 		(instruction.meta.branch_type == ZYDIS_BRANCH_TYPE_FAR ? IS_FAR : 0);
-	for (ZyanU32 i = 0; i < instruction.operand_count; i++)
+	for (ZyanU32 i = 0; i < instruction.operand_count; i++) {
+		repair_base(&operands[i]);
 		put_operand(r + HEADER_WORDS + i * OPERAND_WORDS, &operands[i]);
+	}
 	return instruction.length;
 }
 
