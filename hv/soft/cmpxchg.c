@@ -102,14 +102,14 @@ HANDLER(cmpxchg8b)
 /* CMPXCHG16B: not aligned to 16 bytes is #GP(0) before any access. */
 HANDLER(cmpxchg16b)
 {
-	u64 la = ea(c, o), lo, hi;
+	u64 la = ea(c, o), v[2], lo, hi;
 	bool equal;
 
 	if (la & 15)
 		raise_gp0(c, o);
-	mem_probe_write(c, o, la, 16);
-	lo = ld64_rmw(c, o, la);
-	hi = ld64_rmw(c, o, la + 8);
+	mem_read_rmw(c, o, la, v, 16);
+	lo = v[0];
+	hi = v[1];
 	equal = lo == c->gpr[HVI_RAX] && hi == c->gpr[HVI_RDX];
 	st64(c, o, la, equal ? c->gpr[HVI_RBX] : lo);
 	st64(c, o, la + 8, equal ? c->gpr[HVI_RCX] : hi);

@@ -217,6 +217,8 @@ noreturn void cpu_raise(struct cpu *c, const struct op *o, unsigned int vector, 
  */
 void mem_read(struct cpu *c, const struct op *o, u64 la, void *to, u32 size);
 void mem_write(struct cpu *c, const struct op *o, u64 la, const void *from, u32 size);
+/* mem_read for a read-modify-write: needs, and reports, write permission as well. */
+void mem_read_rmw(struct cpu *c, const struct op *o, u64 la, void *to, u32 size);
 void mem_probe_write(struct cpu *c, const struct op *o, u64 la, u32 size);
 void mem_probe_read(struct cpu *c, const struct op *o, u64 la, u32 size);
 /* Host address of a linear range inside one page that may be read (write: written) directly, or NULL: then go byte by byte. */

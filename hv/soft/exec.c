@@ -239,14 +239,10 @@ bool exec_can_take_irq(const struct cpu *c)
 	       (m->mp_state == HVI_MP_RUNNING || m->mp_state == HVI_MP_HALTED);
 }
 
-static bool instruction_breakpoints(const struct cpu *c)
+/* With breakpoints enabled each instruction is looked at: a data breakpoint traps right after its own. */
+static bool breakpoints(const struct cpu *c)
 {
-	u64 dr7 = c->more->dr[7];
-
-	for (int i = 0; i < 4; i++)
-		if ((dr7 >> (2 * i) & 3) && !(dr7 >> (16 + 4 * i) & 3))
-			return true;
-	return false;
+	return c->more->dr[7] & 0xff;
 }
 
 /* SDM 17.3.1.1: a fault, before the instruction, unless RF. */
@@ -295,7 +291,7 @@ static void run_single(struct cpu *c)
 	u64 before;
 	struct block *b;
 
-	if (instruction_breakpoints(c))
+	if (breakpoints(c))
 		check_instruction_breakpoints(c);
 	b = block_single(c);
 	c->blk = b;
@@ -325,25 +321,12 @@ static void take_engine_event(struct cpu *c)
 
 	ev->flags &= ~HVI_EVENT_VALID;
 	ev->status = HVI_EVENT_PENDING;
-	switch (ev->type) {
-	case HVI_EVENT_EXTERNAL:
-		can = exec_can_take_irq(c) && ev->vector < 256;
-		break;
-	case HVI_EVENT_NMI:
-		can = !m->nmi_blocked && !shadow(c) && ev->vector == X_NMI;
-		break;
-	case HVI_EVENT_EXCEPTION:
-	case HVI_EVENT_PRIV_SOFT:
-	case HVI_EVENT_SOFT_EXCEPTION:
-		can = ev->vector < 32;
-		break;
-	case HVI_EVENT_SOFT_INT:
-		can = ev->vector < 256;
-		break;
-	default:
-		can = false;
-	}
-	if (ev->type >= HVI_EVENT_SOFT_INT && ev->insn_len > 15)
+	/* vcpu.c has checked type, vector and length; the page may have been written since. */
+	if (ev->type == HVI_EVENT_EXTERNAL)
+		can = exec_can_take_irq(c);
+	else if (ev->type == HVI_EVENT_NMI)
+		can = !m->nmi_blocked && !shadow(c);
+	if (ev->type > HVI_EVENT_SOFT_EXCEPTION || ev->vector > 255 || ev->insn_len > 15)
 		can = false;
 	if (m->mp_state != HVI_MP_RUNNING && m->mp_state != HVI_MP_HALTED)
 		can = false;
@@ -478,6 +461,10 @@ static u32 slice(struct cpu *c, u64 end)
 		}
 		if (m->evt.valid) {
 			deliver(c);
+			/* Time passes, or a handler that faults at its first byte would outlast any deadline. */
+			m->tsc_offset++;
+			if (++m->deliveries % 64 == 0)
+				return 0;
 			continue;
 		}
 		if (m->mp_state == HVI_MP_RUNNING && m->pending_debug && shadow(c) != HVI_BLOCK_MOV_SS) {
@@ -494,7 +481,7 @@ static u32 slice(struct cpu *c, u64 end)
 		}
 		if (m->mp_state != HVI_MP_RUNNING || c->icount >= end || vm->attention)
 			return 0;
-		if (m->one || (c->rflags & (FL_TF | FL_RF)) || instruction_breakpoints(c) ||
+		if (m->one || (c->rflags & (FL_TF | FL_RF)) || breakpoints(c) ||
 		    (m->page->want_irq_window && shadow(c))) {
 			run_single(c);
 		} else {

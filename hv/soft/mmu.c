@@ -302,25 +302,29 @@ static void *entry_host(struct cpu *c, const struct op *o, u64 gpa, u64 la, u32 
 	return frame_host(vm, frame) + (gpa & 0xfff);
 }
 
+/* The bytes that EMULATE replies supply for gpa.., whichever violation they answered. */
+static void emulate(const struct cpu *c, u64 gpa, u8 *to, u32 len)
+{
+	for (u32 i = 0; i < c->more->nov; i++) {
+		const struct override *ov = &c->more->ov[i];
+
+		if (ov->kind != OV_EMULATE)
+			continue;
+		for (int r = 0; r < 2; r++)
+			for (u32 k = 0; k < len; k++)
+				if (gpa + k - ov->range[r].gpa < ov->range[r].len)
+					to[k] = ov->bytes[ov->range[r].offset + (gpa + k - ov->range[r].gpa)];
+	}
+}
+
 /* An entry as the walk sees it: with the bytes that an EMULATE reply supplies. */
 static u64 entry_read(struct cpu *c, const void *host, u64 gpa, u32 size)
 {
 	u64 v = 0;
 
 	memcpy(&v, host, size);
-	if (c->more->nov) {
-		u32 i = find_override(c, gpa >> 12);
-
-		if (i != ~0u && c->more->ov[i].kind == OV_EMULATE) {
-			const struct override *ov = &c->more->ov[i];
-
-			for (int r = 0; r < 2; r++)
-				for (u32 k = 0; k < size; k++)
-					if (gpa + k - ov->range[r].gpa < ov->range[r].len)
-						((u8 *)&v)[k] = ov->bytes[ov->range[r].offset +
-									  (gpa + k - ov->range[r].gpa)];
-		}
-	}
+	if (c->more->nov)
+		emulate(c, gpa, (u8 *)&v, size);
 	return v;
 }
 
@@ -633,18 +637,11 @@ static void check_breakpoints(struct cpu *c, u64 la, u32 size, u32 kind)
 	}
 }
 
-static void piece_read(const struct piece *p, u8 *to)
+static void piece_read(const struct cpu *c, const struct piece *p, u8 *to)
 {
 	memcpy(to, p->host, p->len);
-	if (!p->ov || p->ov->kind != OV_EMULATE)
-		return;
-	for (int r = 0; r < 2; r++) {
-		const struct hvi_emulate_range *g = &p->ov->range[r];
-
-		for (u32 k = 0; k < p->len; k++)
-			if (p->gpa + k - g->gpa < g->len)
-				to[k] = p->ov->bytes[g->offset + (p->gpa + k - g->gpa)];
-	}
+	if (c->more->nov)
+		emulate(c, p->gpa, to, p->len);
 }
 
 /* Whether stores to the page of p are thrown away (SCRATCH; EMULATE on a page without W). */
@@ -678,9 +675,9 @@ static void access_read(struct cpu *c, const struct op *o, u64 la, void *to, u32
 	struct piece p[2];
 	int n = pieces(c, o, la, size, kind, p);
 
-	piece_read(&p[0], to);
+	piece_read(c, &p[0], to);
 	if (n == 2)
-		piece_read(&p[1], (u8 *)to + p[0].len);
+		piece_read(c, &p[1], (u8 *)to + p[0].len);
 	if (unlikely(c->more->dr[7] & 0xff) && !(kind & ACC_IMPLICIT))
 		check_breakpoints(c, la, size, kind);
 }
@@ -722,6 +719,11 @@ void mmu_store_slow(struct cpu *c, const struct op *o, u64 la, u64 v, u32 size)
 void mem_read(struct cpu *c, const struct op *o, u64 la, void *to, u32 size)
 {
 	access_read(c, o, la, to, size, ACC_R);
+}
+
+void mem_read_rmw(struct cpu *c, const struct op *o, u64 la, void *to, u32 size)
+{
+	access_read(c, o, la, to, size, ACC_R | ACC_W);
 }
 
 void mem_write(struct cpu *c, const struct op *o, u64 la, const void *from, u32 size)
@@ -777,7 +779,6 @@ const u8 *mmu_fetch(struct cpu *c, u64 la)
 	if (c->code_bits == 64 && !canonical(c, la))
 		cpu_raise(c, NULL, X_GP, 0);
 	pieces(c, NULL, la, 1, ACC_X, p);
-	c->more->fetch_ov = p[0].ov;
 	c->more->fetch_gpa = p[0].gpa;
 	return p[0].host;
 }
@@ -785,10 +786,10 @@ const u8 *mmu_fetch(struct cpu *c, u64 la)
 void mmu_fetch_bytes(struct cpu *c, const u8 *host, u8 *to, u32 len)
 {
 	struct piece p = {
-		.host = (u8 *)(uintptr_t)host, .gpa = c->more->fetch_gpa, .len = len, .ov = c->more->fetch_ov,
+		.host = (u8 *)(uintptr_t)host, .gpa = c->more->fetch_gpa, .len = len,
 	};
 
-	piece_read(&p, to);
+	piece_read(c, &p, to);
 }
 
 /* ---- effective addresses with segments ---------------------------------------------------------- */

@@ -182,8 +182,7 @@ struct cpu_more {
 	struct tlb_entry *empty;	/* TLB that never hits: slow path for every access */
 	u64 jump_counter;
 	u32 mode;			/* KEY_*: of the blocks that fit now */
-	const struct override *fetch_ov; /* of the last mmu_fetch */
-	u64 fetch_gpa;
+	u64 fetch_gpa;			/* of the last mmu_fetch; 0 unless overrides hold */
 	u64 cs_base;
 	u32 cs_limit;
 	u64 cs_gen;			/* changes with base or limit of CS outside 64-bit mode */
@@ -227,6 +226,7 @@ struct cpu_more {
 	bool step_notify;
 	u32 step_back;			/* view to return to, or ~0 */
 	bool in_exit;			/* page->exit stands for an unanswered exit */
+	u32 deliveries;			/* of events so far */
 	u64 quantum_end;
 
 	u64 one_rip;			/* where the overrides belong to */
@@ -292,6 +292,7 @@ u32 exec_interruptibility(const struct cpu *c);
 void state_reset(struct cpu *c);
 u32 state_load(struct cpu *c, u32 groups);	/* 0, or the field that is invalid */
 void state_store(struct cpu *c);
+__u64 *state_msr_field(struct cpu *c, u32 index, u32 *group);
 void state_segments(struct cpu *c);
 
 /* event.c */
@@ -313,6 +314,7 @@ int vm_msr_bit(u32 index, u32 *range, u32 *bit);	/* place in the intercept bitma
 /* msr.c */
 bool msr_read(struct cpu *c, const struct op *o, u32 index, u64 *value);
 bool msr_write(struct cpu *c, u32 index, u64 value);
+void msr_set(struct cpu *c, u32 index, u64 value);	/* by the engine: the one register, no side effect */
 bool msr_write_ok(const struct cpu *c, u32 index, u64 value);
 u32 msr_list(u32 *out, u32 room);
 u32 msr_mtrr_type(const struct cpu *c, u64 gpa);

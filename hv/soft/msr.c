@@ -200,7 +200,18 @@ bool msr_write(struct cpu *c, u32 index, u64 v)
 	return true;
 }
 
-/* TSC last but TSC_ADJUST before it would move it: a snapshot restores in this order. */
+void msr_set(struct cpu *c, u32 index, u64 v)
+{
+	if (index == M_TSC)
+		c->more->tsc_offset = v - c->icount;
+	else if (index == M_TSC_ADJUST)
+		c->more->tsc_adjust = v;
+	else if (index == M_EFER)
+		c->efer = v;
+	else
+		msr_write(c, index, v);
+}
+
 u32 msr_list(u32 *out, u32 room)
 {
 	static const u32 list[] = {

@@ -262,6 +262,62 @@ u32 state_load(struct cpu *c, u32 groups)
 	return 0;
 }
 
+static void store_msrs(struct cpu *c)
+{
+	struct cpu_more *m = c->more;
+	struct hvi_vcpu *p = m->page;
+
+	p->efer = c->efer;
+	p->star = m->star;
+	p->lstar = m->lstar;
+	p->cstar = m->cstar;
+	p->fmask = m->fmask;
+	p->kernel_gs_base = m->kernel_gs_base;
+	p->sysenter_cs = m->sysenter_cs;
+	p->sysenter_esp = m->sysenter_esp;
+	p->sysenter_eip = m->sysenter_eip;
+	p->pat = m->pat;
+	p->apic_base = m->apic_base;
+	p->tsc = m->page_tsc = cpu_tsc(c, NULL);
+	p->tsc_aux = m->tsc_aux;
+	p->debugctl = m->debugctl;
+	p->xss = m->xss;
+	p->spec_ctrl = m->spec_ctrl;
+}
+
+/*
+ * Where the vCPU page shows an MSR, and the group it belongs to; NULL when it
+ * does not. What the engine has written there and not yet run with is the
+ * truth, so HVI_GET_MSRS and HVI_SET_MSRS go through it.
+ */
+__u64 *state_msr_field(struct cpu *c, u32 index, u32 *group)
+{
+	struct hvi_vcpu *p = c->more->page;
+
+	*group = HVI_STATE_MSR;
+	switch (index) {
+	case 0x10: return &p->tsc;
+	case 0x1b: return &p->apic_base;
+	case 0x48: return &p->spec_ctrl;
+	case 0x174: return &p->sysenter_cs;
+	case 0x175: return &p->sysenter_esp;
+	case 0x176: return &p->sysenter_eip;
+	case 0x1d9: return &p->debugctl;
+	case 0x277: return &p->pat;
+	case 0xda0: return &p->xss;
+	case 0xc0000080: return &p->efer;
+	case 0xc0000081: return &p->star;
+	case 0xc0000082: return &p->lstar;
+	case 0xc0000083: return &p->cstar;
+	case 0xc0000084: return &p->fmask;
+	case 0xc0000102: return &p->kernel_gs_base;
+	case 0xc0000103: return &p->tsc_aux;
+	case 0xc0000100: *group = HVI_STATE_SEG; return &p->seg[HVI_FS].base;
+	case 0xc0000101: *group = HVI_STATE_SEG; return &p->seg[HVI_GS].base;
+	default: return NULL;
+	}
+}
+
 void state_store(struct cpu *c)
 {
 	struct cpu_more *m = c->more;
@@ -281,28 +337,13 @@ void state_store(struct cpu *c)
 	p->cr4 = c->cr4;
 	p->cr8 = c->cr8;
 	p->xcr0 = c->xcr0;
-	p->efer = c->efer;
-	p->star = m->star;
-	p->lstar = m->lstar;
-	p->cstar = m->cstar;
-	p->fmask = m->fmask;
-	p->kernel_gs_base = m->kernel_gs_base;
-	p->sysenter_cs = m->sysenter_cs;
-	p->sysenter_esp = m->sysenter_esp;
-	p->sysenter_eip = m->sysenter_eip;
-	p->pat = m->pat;
-	p->apic_base = m->apic_base;
-	p->tsc = m->page_tsc = cpu_tsc(c, NULL);
-	p->tsc_aux = m->tsc_aux;
-	p->debugctl = m->debugctl;
-	p->xss = m->xss;
-	p->spec_ctrl = m->spec_ctrl;
+	store_msrs(c);
 	memcpy(p->dr, m->dr, sizeof(p->dr));
 	p->interruptibility = exec_interruptibility(c);
 	p->mp_state = m->vm->paused[m->index] ? HVI_MP_PAUSED : m->mp_state;
 	p->pending_debug = (u32)m->pending_debug;
 	p->irq_ready = exec_can_take_irq(c);
-	p->view = m->view;
+	p->view = m->step_back != ~0u ? m->step_back : m->view;	/* STEP is over before the engine's next view */
 	p->counters.instructions = c->icount;
 	p->valid = HVI_STATE_ALL;
 }

@@ -287,6 +287,25 @@ static void finish_exit(struct cpu *c)
 	m->page->counters.exits++;
 }
 
+/* An event that no vCPU could ever take is a mistake of the engine's, not the guest's. */
+static bool event_ok(const struct hvi_event *e)
+{
+	if (!(e->flags & HVI_EVENT_VALID))
+		return true;
+	switch (e->type) {
+	case HVI_EVENT_EXTERNAL:
+		return e->vector < 256;
+	case HVI_EVENT_NMI:
+		return e->vector == X_NMI;
+	case HVI_EVENT_EXCEPTION: case HVI_EVENT_PRIV_SOFT: case HVI_EVENT_SOFT_EXCEPTION:
+		return e->vector < 32 && e->insn_len <= 15;
+	case HVI_EVENT_SOFT_INT:
+		return e->vector < 256 && e->insn_len <= 15;
+	default:
+		return false;
+	}
+}
+
 /* Take what the engine changed in the pages. 0, an errno, or 1 when a state is invalid (*who has it). */
 static int enter(struct vm *vm, struct cpu **who)
 {
@@ -295,6 +314,8 @@ static int enter(struct vm *vm, struct cpu **who)
 		struct cpu_more *m = c->more;
 		u32 view = m->page->view, keep = m->step_back != ~0u ? m->step_back : m->view;
 
+		if (!event_ok(&m->page->event))
+			return -EINVAL;
 		if (view != keep && (view >= HVI_MAX_VIEWS || !vm->view[view].used))
 			return -EINVAL;
 		if (view < HVI_MAX_VIEWS && !m->set[view] && mmu_add_set(c, view))
@@ -430,6 +451,8 @@ int vcpu_set_xsave(struct vm *vm, const struct hvi_xsave *a)
 {
 	struct cpu *c = vcpu_of(vm, a->vcpu);
 	const u8 *from = (const void *)(uintptr_t)a->data;
+	u64 bv;
+	u32 mxcsr;
 
 	if (!c || a->size < 576)
 		return -EINVAL;
@@ -438,6 +461,10 @@ int vcpu_set_xsave(struct vm *vm, const struct hvi_xsave *a)
 	for (int i = 520; i < 576; i++)	/* XCOMP_BV and the reserved bytes of the header */
 		if (from[i])
 			return -EINVAL;
+	memcpy(&bv, from + 512, 8);
+	memcpy(&mxcsr, from + 24, 4);
+	if ((bv & ~cpuid_host_xcr0()) || (mxcsr & ~0xffffu) || ((bv & 4) && a->size < NATIVE_XSAVE_SIZE))
+		return -EINVAL;
 	memset(c->xsave, 0, NATIVE_XSAVE_SIZE);
 	memcpy(c->xsave, from, a->size < NATIVE_XSAVE_SIZE ? a->size : NATIVE_XSAVE_SIZE);
 	native_xsave_loaded(c);
@@ -477,20 +504,26 @@ int vcpu_msrs(struct vm *vm, const struct hvi_msrs *a, bool set)
 			if (!msr_write_ok(c, e[i].index, e[i].value))
 				return -EINVAL;
 	for (u32 i = 0; i < a->count; i++) {
+		u32 group;
+		__u64 *field = state_msr_field(c, e[i].index, &group);
 		u64 v = 0;
+		bool pending = field && (c->more->page->dirty & group);
 
-		if (set) {
-			msr_write(c, e[i].index, e[i].value);
-		} else {
+		if (!set) {
 			if (!msr_read(c, NULL, e[i].index, &v))
 				return -EINVAL;
-			e[i].value = v;
+			e[i].value = pending ? *field : v;
+			continue;
 		}
+		if (field)
+			*field = e[i].value;
+		if (!pending)
+			msr_set(c, e[i].index, e[i].value);
 	}
 	if (set) {
+		c->more->page_tsc = cpu_tsc(c, NULL);
 		cpu_mode_changed(c);
 		mmu_flush_all(c);
-		state_store(c);
 	}
 	return 0;
 }

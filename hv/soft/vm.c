@@ -138,9 +138,11 @@ static int get_info(struct hvi_info *info)
 		.backend = "soft",
 	};
 
-	if (info->size < 8)	/* room for size and version: enough for a caller of another version to tell */
+	if (info->size < sizeof(out)) {
+		info->abi_version = HVI_ABI_VERSION;	/* a caller of another version can name both */
 		return -EINVAL;
-	memcpy(info, &out, info->size < sizeof(out) ? info->size : sizeof(out));
+	}
+	memcpy(info, &out, sizeof(out));
 	return 0;
 }
 
@@ -351,6 +353,20 @@ static int intercept(struct vm *vm, const struct hvi_intercept *a)
 
 /* ---- ioctl ---------------------------------------------------------------------------------------- */
 
+/* Requests that need vCPUs. */
+static bool known(unsigned long request)
+{
+	switch (request) {
+	case HVI_INTERCEPT: case HVI_RUN: case HVI_PAUSE: case HVI_RESUME: case HVI_KICK: case HVI_FETCH:
+	case HVI_RESET: case HVI_EPT_SET: case HVI_EPT_GET: case HVI_VIEW_CREATE: case HVI_VIEW_DESTROY:
+	case HVI_REMAP: case HVI_ADD_SPARE: case HVI_GET_XSAVE: case HVI_SET_XSAVE: case HVI_LIST_MSRS:
+	case HVI_GET_MSRS: case HVI_SET_MSRS: case HVI_QUERY_MTRR:
+		return true;
+	default:
+		return false;
+	}
+}
+
 API long hvi_soft_ioctl(long handle, unsigned long request, void *arg)
 {
 	struct vm *vm = vm_of(handle);
@@ -375,6 +391,8 @@ API long hvi_soft_ioctl(long handle, unsigned long request, void *arg)
 	case HVI_VE_PAGES:
 		return -EOPNOTSUPP;
 	}
+	if (!known(request))
+		return -ENOTTY;
 	if (!vm->ncpus)
 		return -EINVAL;
 	switch (request) {
