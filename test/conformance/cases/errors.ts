@@ -77,11 +77,11 @@ export const errors: Case[] = [
     refused("WX", () => t.rights(t.p(0), W | X), E.INVAL) ??
     (t.vm.rights(0, t.gfn(0)) === RWX ? undefined : "the rights changed")),
   request("ept.unknown-bits", (t) => refused("rights 8", () => t.rights(t.p(0), 8), E.INVAL) ?? refused("rights 0x17", () => t.rights(t.p(0), 0x17), E.INVAL)),
-  request("ept.outside-ram", (t) => refused("a GFN behind RAM", () => t.rights(RAM_SIZE, R), E.INVAL)),
-  request("ept.runs-out-of-ram", (t) => refused("a range over the end", () => t.vm.setRights(0, RAM_SIZE / 4096 - 1, 2, R), E.INVAL) ??
+  request("ept.outside-ram", (t) => refused("a GFN behind RAM", () => t.rights(RAM_SIZE, R), E.INVAL, E.FAULT)),
+  request("ept.runs-out-of-ram", (t) => refused("a range over the end", () => t.vm.setRights(0, RAM_SIZE / 4096 - 1, 2, R), E.INVAL, E.FAULT) ??
     (t.vm.rights(0, RAM_SIZE / 4096 - 1) === RWX ? undefined : "the rights of the last page changed")),
-  request("ept.huge-count", (t) => refused("count 2^32-1", () => t.vm.setRights(0, 0, 0xffffffff, R), E.INVAL)),
-  request("ept.gfn-overflow", (t) => refused("GFN 2^52-1", () => t.vm.setRights(0, 2 ** 52 - 1, 2, R), E.INVAL)),
+  request("ept.huge-count", (t) => refused("count 2^32-1", () => t.vm.setRights(0, 0, 0xffffffff, R), E.INVAL, E.FAULT)),
+  request("ept.gfn-overflow", (t) => refused("GFN 2^52-1", () => t.vm.setRights(0, 2 ** 52 - 1, 2, R), E.INVAL, E.FAULT)),
   request("ept.bad-view", (t) => refused("view 5", () => t.rights(t.p(0), R, 5), E.INVAL, E.NOENT) ?? refused("view 2^32-1", () => t.rights(t.p(0), R, 0xffffffff), E.INVAL, E.NOENT)),
   request("ept.batch-is-atomic", (t) => {
     const r = new EptRanges();
@@ -89,7 +89,7 @@ export const errors: Case[] = [
     r.add(t.gfn(2), 1, RX);
     r.add(RAM_SIZE / 4096 + 10, 1, R);
     r.add(t.gfn(4), 1, R);
-    return refused("a batch with a bad range", () => t.vm.setRightsBatch(0, r), E.INVAL) ??
+    return refused("a batch with a bad range", () => t.vm.setRightsBatch(0, r), E.INVAL, E.FAULT) ??
       ([0, 2, 4].every((n) => t.vm.rights(0, t.gfn(n)) === RWX) ? undefined : "some of the batch was done");
   }),
   request("ept.batch", (t) => {
@@ -117,7 +117,7 @@ export const errors: Case[] = [
   request("remap.bad-spare", (t) => refused("spare 0 of none", () => t.vm.remap(0, t.gfn(0), 0), E.INVAL, E.NOENT)),
   request("remap.bad-gfn", (t) => {
     const s = t.vm.addSpare(1);
-    return refused("a GFN without RAM", () => t.vm.remap(0, RAM_SIZE / 4096, s), E.INVAL);
+    return refused("a GFN without RAM", () => t.vm.remap(0, RAM_SIZE / 4096, s), E.INVAL, E.FAULT);
   }),
   request("remap.bad-view", (t) => refused("view 9", () => t.vm.remap(9, t.gfn(0), -1), E.INVAL, E.NOENT)),
   request("spare.too-many", (t) => refused("2^31 pages", () => t.vm.addSpare(0x80000000), E.INVAL, E.NOMEM, E.NOSPC) ?? refused("0 pages", () => t.vm.addSpare(0), E.INVAL)),
@@ -280,7 +280,7 @@ export const errors: Case[] = [
     for (let i = 1; i < abi.HVI_MAX_MEMORY_SLOTS; i++) {
       if (b.ioctl(abi.HVI_ADD_MEMORY, memory(i * 0x100000, 0x1000)) !== 0) return `slot ${i} was refused`;
     }
-    return expect(b, "one slot too many", abi.HVI_ADD_MEMORY, memory(0x1000000, 0x1000), E.NOSPC, E.INVAL);
+    return expect(b, "one slot too many", abi.HVI_ADD_MEMORY, memory(0x1000000, 0x1000), E.NOSPC, E.INVAL, E.BUSY);
   }),
   raw("null-pointers", (b, ready) => {
     ready();

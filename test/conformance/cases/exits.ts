@@ -39,7 +39,7 @@ const msrs: Case[] = [
     regs: { rcx: 0xc0000081, star: 0x1800080000000000n },
     setup: on(abi.HVI_INTERCEPT_MSR_READ, LSTAR),
     script: [],
-    end: { rdx: 0x180008 },
+    end: { rdx: 0x18000800 },
   },
   {
     name: "exit.msr-read.switched-off",
@@ -118,7 +118,7 @@ const controls: Case[] = [
   {
     name: "exit.cr0.resume",
     entry: "mov_cr0",
-    regs: { rax: CR0 | 8 },
+    regs: { rax: (CR0 | 8) >>> 0 },
     setup: on(abi.HVI_INTERCEPT_CR0_WRITE, 0, 8),
     script: [exit(abi.HVI_EXIT_CR_WRITE, { number: 0, value: (CR0 | 8) >>> 0, old: CR0, insnLen: 3, rip: "mov_cr0" }).resume()],
     end: { cr0: (CR0 | 8) >>> 0 },
@@ -392,6 +392,7 @@ const instructions: Case[] = [
     regs: { rax: 0x40000001, rcx: 2 },
     setup: (t) =>
       t.vm.setCpuid([
+        ...t.vm.supportedCpuid().filter((e) => e.leaf < 0x40000000 || e.leaf >= 0x80000000),
         { leaf: 0x40000001, index: 1, flags: abi.HVI_CPUID_INDEXED, eax: 1, ebx: 1, ecx: 1, edx: 1 },
         { leaf: 0x40000001, index: 2, flags: abi.HVI_CPUID_INDEXED, eax: 0xa, ebx: 0xb, ecx: 0xc, edx: 0xd },
       ]),
@@ -402,7 +403,6 @@ const instructions: Case[] = [
     name: "exit.cpuid.unknown-leaf-is-zero",
     entry: "cpuid",
     regs: { rax: 0x40000777, rbx: 1, rcx: 2, rdx: 3 },
-    setup: (t) => t.vm.setCpuid([{ leaf: 0, index: 0, flags: 0, eax: 1, ebx: 0, ecx: 0, edx: 0 }]),
     script: [],
     end: { rax: 0, rbx: 0, rcx: 0, rdx: 0 },
   },
@@ -490,7 +490,7 @@ const RAISE: Raise[] = [
   { vector: 13, entry: "load_ds", regs: { rax: 0x2000 }, error: 0x2000 },
   { vector: 14, entry: "ld8", regs: { rsi: 0x7000000000 }, error: 0, cr2: 0x7000000000n },
   { vector: 14, entry: "st8", regs: { rdi: 0x7000000123 }, error: 2, cr2: 0x7000000123n },
-  { vector: 14, entry: "jmp_rax", regs: { rax: 0x7000000000 }, error: 0, cr2: 0x7000000000n },
+  { vector: 14, entry: "jmp_rax", regs: { rax: 0x7000000000 }, error: 0x10, cr2: 0x7000000000n },
 ];
 const exceptions: Case[] = RAISE.flatMap((r, i) => {
   const name = `${r.vector}.${r.entry}`;
@@ -589,7 +589,7 @@ const exceptionReplies: Case[] = [
     setup: (t) => t.vm.intercept(EXC, 0, 2),
     // The trap comes after the instruction that follows POPFQ.
     script: (t) => [
-      exit(abi.HVI_EXIT_EXCEPTION, { number: 1, rip: t.symbol("tf_nops") + 12 }).do((_, b) => {
+      exit(abi.HVI_EXIT_EXCEPTION, { number: 1, rip: t.symbol("tf_nops") + 11 }).do((_, b) => {
         b.cpu.set("rflags", b.reg("rflags") & ~0x100n);
       }).retry(),
     ],

@@ -698,7 +698,7 @@ export const areas: Case[] = [
       t.rights(t.p(0), R);
     },
     script: (t) => [ept("w", t.p(0, 0x200), { page: true, rights: R }).resume()],
-    memory: (t) => [[t.p(0, 0x200 + 160), pattern(16)], [t.p(0, 0x200), "7f03"]],
+    memory: (t) => [[t.p(0, 0x200 + 160), pattern(16)], [t.p(0, 0x200 + 24), "801f"]],
   },
   {
     name: "area.fxsave.scratch",

@@ -90,8 +90,13 @@ export const state: Case[] = [
     entry: "nops",
     regs: { dr7: 0x401 },
     setup: (t) => t.cpu.set("dr0", t.symbol("nops") + 1),
-    // The handler returns with RF set by the CPU in the frame: the instruction runs.
-    script: [trap(1, (t) => ({ rip: t.symbol("nops") + 1 }))],
+    // The CPU leaves RF clear for this one fault (SDM 17.3.1.1); the handler sets it, and the instruction runs.
+    script: [
+      trap(1, (t) => ({ rip: t.symbol("nops") + 1 })).do((_, t) => {
+        const frame = t.phys(t.reg("rsp"));
+        t.put64(frame + 16, t.get64(frame + 16) | 0x10000n);
+      }),
+    ],
   },
   {
     name: "state.fs-base-used",
