@@ -10,7 +10,8 @@ const MAX_MEMORY = 64 * 2 ** 30;
 export function parseMemory(text: string): number {
   const match = /^(\d+)([KMG]?)(?:i?B)?$/i.exec(text);
   const size = match === null ? Number.NaN : Number(match[1]) * UNITS[match[2].toUpperCase()];
-  if (Number.isNaN(size)) throw new InputError(`--memory ${text}: not a size`, "write it as 256M or 2G");
+  if (Number.isNaN(size))
+    throw new InputError(`--memory ${text}: not a size`, "write it as 256M or 2G");
   if (size < MIN_MEMORY || size > MAX_MEMORY)
     throw new InputError(`--memory ${text}: out of range`, "give 16M to 64G");
   return Math.floor(size / 0x200000) * 0x200000;
@@ -20,7 +21,10 @@ export function parseMemory(text: string): number {
 export function parseCount(option: string, text: string, min: number, max: number): number {
   const value = Number(text);
   if (!/^\d+$/.test(text) || value < min || value > max)
-    throw new InputError(`--${option} ${text}: not a number from ${min} to ${max}`, `give ${min} to ${max}`);
+    throw new InputError(
+      `--${option} ${text}: not a number from ${min} to ${max}`,
+      `give ${min} to ${max}`,
+    );
   return value;
 }
 
@@ -37,12 +41,19 @@ export function parsePattern(option: string, text: string): RegExp {
     return new RegExp(text, "m");
   } catch (error) {
     const why = error instanceof Error ? error.message : String(error);
-    throw new InputError(`--${option}: ${why}`, "give a JavaScript regular expression, e.g. 'login:'");
+    throw new InputError(
+      `--${option}: ${why}`,
+      "give a JavaScript regular expression, e.g. 'login:'",
+    );
   }
 }
 
 /** One of a set of words. */
-export function parseChoice<T extends string>(option: string, text: string, choices: readonly T[]): T {
+export function parseChoice<T extends string>(
+  option: string,
+  text: string,
+  choices: readonly T[],
+): T {
   const found = choices.find((c) => c === text);
   if (found === undefined)
     throw new InputError(`--${option} ${text}: not known`, `choose one of ${choices.join(", ")}`);

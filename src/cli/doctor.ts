@@ -31,19 +31,25 @@ function backend(kind: "soft" | "vmx"): Finding {
     return { state: "ok", what, detail };
   } catch (error) {
     if (!(error instanceof BackendError)) throw error;
-    return { state: kind === "soft" ? "missing" : "note", what, detail: `${error.message} -> ${error.hint}` };
+    return {
+      state: kind === "soft" ? "missing" : "note",
+      what,
+      detail: `${error.message} -> ${error.hint}`,
+    };
   }
 }
 
 function vtx(): Finding {
   const flags = /^flags\s*:(.*)$/m.exec(readText("/proc/cpuinfo"))?.[1]?.trim().split(" ") ?? [];
-  const vmxFlags = /^vmx flags\s*:(.*)$/m.exec(readText("/proc/cpuinfo"))?.[1]?.trim().split(" ") ?? [];
+  const vmxFlags =
+    /^vmx flags\s*:(.*)$/m.exec(readText("/proc/cpuinfo"))?.[1]?.trim().split(" ") ?? [];
   const what = "CPU with VT-x and EPT";
   if (!flags.includes("vmx"))
     return {
       state: "note",
       what,
-      detail: "not here (or switched off in the firmware, or hidden by a hypervisor); the software vCPU works without",
+      detail:
+        "not here (or switched off in the firmware, or hidden by a hypervisor); the software vCPU works without",
     };
   const ept = vmxFlags.length === 0 || vmxFlags.includes("ept");
   return ept
@@ -54,7 +60,11 @@ function vtx(): Finding {
 function device(): Finding {
   const what = "/dev/hvi";
   if (!existsSync("/dev/hvi"))
-    return { state: "note", what, detail: "not there -> for VT-x: make -C hv/vmx && sudo insmod hv/vmx/hvi.ko" };
+    return {
+      state: "note",
+      what,
+      detail: "not there -> for VT-x: make -C hv/vmx && sudo insmod hv/vmx/hvi.ko",
+    };
   try {
     accessSync("/dev/hvi", constants.R_OK | constants.W_OK);
     return { state: "ok", what, detail: "can be opened" };
@@ -68,7 +78,11 @@ function headers(): Finding {
   const what = "kernel headers (to build hvi.ko)";
   return existsSync(path)
     ? { state: "ok", what, detail: path }
-    : { state: "note", what, detail: `none for ${release()} -> sudo apt-get install linux-headers-${release()}` };
+    : {
+        state: "note",
+        what,
+        detail: `none for ${release()} -> sudo apt-get install linux-headers-${release()}`,
+      };
 }
 
 function kvm(): Finding {
@@ -76,7 +90,9 @@ function kvm(): Finding {
   return {
     state: inUse ? "note" : "ok",
     what: "VT-x free for hvi",
-    detail: inUse ? "kvm_intel is loaded -> stop its guests and: sudo rmmod kvm_intel" : "KVM is not loaded",
+    detail: inUse
+      ? "kvm_intel is loaded -> stop its guests and: sudo rmmod kvm_intel"
+      : "KVM is not loaded",
   };
 }
 
@@ -122,7 +138,9 @@ export function registerDoctor(cli: CAC): void {
       const findings = examine();
       for (const f of findings) process.stdout.write(`${MARK[f.state]}  ${f.what}: ${f.detail}\n`);
       const bad = findings.filter((f) => f.state === "missing").length;
-      process.stdout.write(bad === 0 ? "hvi can run here.\n" : `hvi cannot run here yet: ${bad} missing.\n`);
+      process.stdout.write(
+        bad === 0 ? "hvi can run here.\n" : `hvi cannot run here yet: ${bad} missing.\n`,
+      );
       return bad === 0 ? EXIT_OK : EXIT_FAILURE;
     });
 }

@@ -40,7 +40,10 @@ export function openOutput(path: string, option: string): number {
   try {
     return openSync(path, "w");
   } catch (error) {
-    throw new InputError(`--${option} ${path}: ${reason(error)}`, "give a path that can be written");
+    throw new InputError(
+      `--${option} ${path}: ${reason(error)}`,
+      "give a path that can be written",
+    );
   }
 }
 
@@ -48,7 +51,8 @@ export function openOutput(path: string, option: string): number {
 export function checkOutputFolder(path: string, option: string): void {
   const folder = dirname(path);
   try {
-    if (!statSync(folder).isDirectory()) throw Object.assign(new Error("not a directory"), { code: "ENOTDIR" });
+    if (!statSync(folder).isDirectory())
+      throw Object.assign(new Error("not a directory"), { code: "ENOTDIR" });
     closeSync(openSync(folder, "r"));
   } catch (error) {
     throw new InputError(

@@ -3,12 +3,12 @@ import { JsonLinesSink } from "../alerts/jsonl.ts";
 import { AlertQueue } from "../alerts/queue.ts";
 import { TerminalSink } from "../alerts/terminal.ts";
 import { Engine } from "../engine.ts";
+import { writeAll } from "../machine/console.ts";
 import { InputError } from "../machine/errors.ts";
 import type { Machine } from "../machine/machine.ts";
 import { PhysicalMemory } from "../memory/index.ts";
 import { selectProtections } from "../protect/index.ts";
 import type { Protection } from "../protect/protection.ts";
-import { writeAll } from "../machine/console.ts";
 
 const STDERR = 2;
 
@@ -45,7 +45,10 @@ export function introspect(
     try {
       sinks.push(new JsonLinesSink(path));
     } catch (error) {
-      throw new InputError(`--alerts ${path}: ${(error as Error).message}`, "give a path that can be written");
+      throw new InputError(
+        `--alerts ${path}: ${(error as Error).message}`,
+        "give a path that can be written",
+      );
     }
   }
   const encoder = new TextEncoder();
@@ -56,7 +59,12 @@ export function introspect(
   };
   sinks.push(new TerminalSink(line, process.stderr.isTTY === true));
   const alerts = new AlertQueue(sinks);
-  const engine = new Engine({ vm: machine.vm, memory: new PhysicalMemory(machine.vm.ram), alerts, protections });
+  const engine = new Engine({
+    vm: machine.vm,
+    memory: new PhysicalMemory(machine.vm.ram),
+    alerts,
+    protections,
+  });
   engine.attach(machine.vm.vcpus[0]);
   machine.observer = engine;
   machine.onSlice = () => alerts.drain();

@@ -2,6 +2,8 @@ import { closeSync } from "node:fs";
 import { basename } from "node:path";
 import type { CAC } from "cac";
 import type { BackendChoice } from "../bridge/index.ts";
+import { ControlServer } from "../control/server.ts";
+import type { LinuxGuest } from "../guest/linux/kernel.ts";
 import { Console } from "../machine/console.ts";
 import { InputError } from "../machine/errors.ts";
 import { loadImage } from "../machine/load/index.ts";
@@ -9,9 +11,10 @@ import { Machine, type MachineOptions } from "../machine/machine.ts";
 import { openSnapshot, restoreMachine, saveSnapshot } from "../machine/snapshot/index.ts";
 import { parseChoice, parseCount, parseMemory, parsePattern, parseSeconds } from "./args.ts";
 import { checkOutputFolder, openOutput, readInput } from "./files.ts";
+import { serveInspect } from "./inspect.ts";
 import { introspect, parseProtect } from "./introspection.ts";
-import { log } from "./output.ts";
 import { conclude, statistics } from "./outcome.ts";
+import { log } from "./output.ts";
 import { attachStdin } from "./terminal.ts";
 
 const MAX_CPUS = 32;
@@ -47,7 +50,9 @@ export function registerRun(cli: CAC): void {
     .option("--memory <size>", "guest memory, e.g. 512M or 2G (default: 256M)")
     .option("--cpus <n>", `virtual CPUs, 1 to ${MAX_CPUS} (default: 1)`)
     .option("--backend <name>", "auto, vmx (VT-x) or soft (software vCPU)", { default: "auto" })
-    .option("--protect <list>", "protections, comma separated, or all, or none", { default: "none" })
+    .option("--protect <list>", "protections, comma separated, or all, or none", {
+      default: "none",
+    })
     .option("--alerts <file>", "write alerts as JSON lines")
     .option("--console <target>", "stdio, or a file for the guest's output", { default: "stdio" })
     .option("--until <regex>", "end with success when this appears on the console")
@@ -57,17 +62,24 @@ export function registerRun(cli: CAC): void {
     .option("--restore <file>", "go on from a snapshot")
     .option("--verbose", "tell how the guest was loaded, and statistics at the end")
     .example('  hvi run --kernel vmlinuz --initrd initrd.img --append "console=ttyS0"')
-    .example("  hvi run --kernel vmlinuz --initrd initrd.img --append console=ttyS0 --protect all --alerts a.jsonl")
+    .example(
+      "  hvi run --kernel vmlinuz --initrd initrd.img --append console=ttyS0 --protect all --alerts a.jsonl",
+    )
     .example("  hvi run --kernel test.flat --timeout 30")
-    .example("  hvi run --kernel vmlinuz --initrd i.img --append console=ttyS0 --snapshot-at '# $' --snapshot up.hvi")
+    .example(
+      "  hvi run --kernel vmlinuz --initrd i.img --append console=ttyS0 --snapshot-at '# $' --snapshot up.hvi",
+    )
     .example("  hvi run --restore up.hvi --until 'done'")
     .example("")
-    .example("Exit codes: 0 power-off, reset or --until seen; 124 timeout; 3 guest dead; 2 bad arguments or files; 1 otherwise.")
+    .example(
+      "Exit codes: 0 power-off, reset or --until seen; 124 timeout; 3 guest dead; 2 bad arguments or files; 1 otherwise.",
+    )
     .example("On a terminal, Ctrl-] leaves the guest.")
     .action((flags: RunFlags) => run(flags));
 }
 
-const text = (value: string | number | undefined) => (value === undefined ? undefined : String(value));
+const text = (value: string | number | undefined) =>
+  value === undefined ? undefined : String(value);
 
 /** What was asked for, checked; nothing is written or started before that. */
 function parse(flags: RunFlags) {
@@ -79,7 +91,10 @@ function parse(flags: RunFlags) {
     );
   for (const name of ["initrd", "append", "memory", "cpus"] as const)
     if (given("restore") && given(name))
-      throw new InputError(`--${name} does not go with --restore`, "leave it out: the snapshot tells");
+      throw new InputError(
+        `--${name} does not go with --restore`,
+        "leave it out: the snapshot tells",
+      );
   if (given("snapshotAt") !== given("snapshot"))
     throw new InputError("--snapshot-at and --snapshot go together", "give both");
   const snapshot = text(flags.snapshot);
@@ -97,7 +112,11 @@ function parse(flags: RunFlags) {
     append: text(flags.append) ?? "",
     memory: parseMemory(text(flags.memory) ?? "256M"),
     cpus: parseCount("cpus", text(flags.cpus) ?? "1", 1, MAX_CPUS),
-    backend: parseChoice("backend", flags.backend, ["auto", "vmx", "soft"] as const) as BackendChoice,
+    backend: parseChoice("backend", flags.backend, [
+      "auto",
+      "vmx",
+      "soft",
+    ] as const) as BackendChoice,
     protections: parseProtect(String(flags.protect)),
     alerts,
     consoleTarget,
@@ -113,7 +132,10 @@ function parse(flags: RunFlags) {
 type RunOptions = ReturnType<typeof parse>;
 
 /** A machine ready to run: from a kernel, or from a snapshot. `open` gives the options once the input is known good. */
-async function build(o: RunOptions, open: () => Omit<MachineOptions, "memory" | "cpus">): Promise<Machine> {
+async function build(
+  o: RunOptions,
+  open: () => Omit<MachineOptions, "memory" | "cpus">,
+): Promise<Machine> {
   if (o.restore !== undefined) {
     const snapshot = openSnapshot(o.restore);
     try {
@@ -139,6 +161,18 @@ async function build(o: RunOptions, open: () => Omit<MachineOptions, "memory" | 
   return machine;
 }
 
+/** The control socket; undefined, with a warning, where it cannot be made. */
+function serve(machine: Machine, guest: () => LinuxGuest | undefined): ControlServer | undefined {
+  try {
+    const server = new ControlServer();
+    serveInspect(server, machine, guest);
+    return server;
+  } catch (error) {
+    log.warn(`hvi inspect --live will not work: ${(error as Error).message}`);
+    return undefined;
+  }
+}
+
 async function run(flags: RunFlags): Promise<number> {
   const o = parse(flags);
   const started = performance.now();
@@ -155,11 +189,13 @@ async function run(flags: RunFlags): Promise<number> {
     o.protections.length > 0 || o.alerts !== undefined
       ? introspect(machine, o.protections, o.alerts)
       : undefined;
+  const control = serve(machine, () => introspection?.engine.guest);
   const { console } = machine;
   const stop = (why: string) => machine.stop({ kind: "stopped", why });
   if (o.until !== undefined) console.watch(o.until, () => stop("until"));
   if (o.snapshotAt !== undefined) console.watch(o.snapshotAt, () => machine.pause());
-  const timer = o.timeout === undefined ? undefined : setTimeout(() => stop("timeout"), o.timeout * 1000);
+  const timer =
+    o.timeout === undefined ? undefined : setTimeout(() => stop("timeout"), o.timeout * 1000);
   const onSignal = (signal: NodeJS.Signals) => stop(signal);
   for (const signal of SIGNALS) process.on(signal, onSignal);
   const detach = stdio ? attachStdin(machine, () => stop("escape")) : () => {};
@@ -172,6 +208,7 @@ async function run(flags: RunFlags): Promise<number> {
     return conclude(result, o.timeout);
   } finally {
     clearTimeout(timer);
+    control?.close();
     detach();
     for (const signal of SIGNALS) process.off(signal, onSignal);
     if (!stdio) closeSync(console.fd);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/** What `hvi inspect` looks at: memory and CPUs that do not run, and how addresses are named. */
+/** What `hvi inspect` looks at: memory and CPUs that stand still, and how addresses are named. */
 import type { Vcpu } from "../../bridge/index.ts";
 import { identify } from "../../guest/identify.ts";
 import type { LinuxGuest } from "../../guest/linux/kernel.ts";
@@ -29,7 +29,8 @@ export class Subject {
   #reason = "";
 
   /**
-   * @param name of the file, for messages
+   * @param name of the file, or --live, for messages
+   * @param known the guest, when it is identified already
    * @throws InputError when there is no such vCPU
    */
   constructor(
@@ -37,7 +38,9 @@ export class Subject {
     readonly memory: PhysicalMemory,
     readonly cpus: readonly Vcpu[],
     readonly options: SpaceOptions,
+    known?: LinuxGuest,
   ) {
+    this.#guest = known;
     const cpu = cpus[options.cpu];
     if (cpu === undefined) {
       throw new InputError(
