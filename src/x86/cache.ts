@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MIT
+import type { Vcpu } from "../bridge/vcpu.ts";
 import type { PhysicalMemory } from "../memory/physical.ts";
 import type { VirtualMemory } from "../memory/virtual.ts";
 import { decode, MAX_INSTRUCTION } from "./decode.ts";
 import type { CodeMode, Instruction } from "./instruction.ts";
+import { codeMode, linearRip } from "./segments.ts";
 
 const BITS = 14;
 const SIZE = 1 << BITS;
@@ -49,6 +51,14 @@ export class DecodeCache {
     if (inPage !== undefined || (gva & 0xfff) <= 0x1000 - MAX_INSTRUCTION) return inPage;
     const n = memory.readPartial(gva, this.scratch);
     return decode(n === MAX_INSTRUCTION ? this.scratch : this.scratch.subarray(0, n), 0, mode);
+  }
+
+  /**
+   * The instruction that a vCPU stands at. Undefined as in at().
+   * @param memory the vCPU's own address space (virtualMemoryOf)
+   */
+  atRip(vcpu: Vcpu, memory: VirtualMemory): Instruction | undefined {
+    return this.at(memory, linearRip(vcpu), codeMode(vcpu));
   }
 
   private static keyOf(gpa: number, mode: CodeMode): number {

@@ -79,6 +79,14 @@ export function effectiveBase(vcpu: Vcpu, segment: number, mode: CodeMode): numb
   return vcpu.segBase(segment);
 }
 
+/** Linear address of the instruction at RIP: CS counts outside 64-bit code. */
+export function linearRip(vcpu: Vcpu): number {
+  const mode = codeMode(vcpu);
+  if (mode === 64) return vcpu.rip;
+  const sum = effectiveBase(vcpu, HVI_CS, mode) + vcpu.rip;
+  return sum >>> 0;
+}
+
 /** An entry of the IDT. */
 export interface IdtEntry {
   /** Handler, signed canonical; an offset in its segment. */

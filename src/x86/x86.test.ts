@@ -308,6 +308,77 @@ describe("decode cache", () => {
   });
 });
 
+describe("at RIP", () => {
+  test("CS counts outside 64-bit code", () => {
+    const { vm } = fakeVm({ size: 0x40000 });
+    const memory = new PhysicalMemory(vm.ram);
+    const v = vm.vcpus[0];
+    v.setSeg(abi.HVI_CS, 0x200, 0x2000, 0xffff, 0x9b);
+    v.rip = 0x10;
+    memory.write(0x2010, hex("b8 34 12"));
+    const cache = new DecodeCache(memory);
+    expect(cache.atRip(v, virtualMemoryOf(v, memory))?.length).toBe(3);
+    v.cr0 = 1;
+    v.setSeg(abi.HVI_CS, 8, 0xffffffff, 0xffffffff, 0xc09b);
+    v.rip = 0x2011;
+    expect(cache.atRip(v, virtualMemoryOf(v, memory))?.length).toBe(5);
+  });
+});
+
+describe("hostile input", () => {
+  /** xorshift32: the same bytes in every run. */
+  function random(seed: number): () => number {
+    let x = seed;
+    return () => {
+      x ^= x << 13;
+      x ^= x >>> 17;
+      x ^= x << 5;
+      return x >>> 0;
+    };
+  }
+  test("random bytes decode or do not, nothing else", () => {
+    const next = random(42);
+    const bytes = new Uint8Array(15);
+    const v = newVcpu();
+    let decoded = 0;
+    let wrong = 0;
+    for (let n = 0; n < 20000; n++) {
+      for (let i = 0; i < 15; i++) bytes[i] = next();
+      const mode = ([16, 32, 64] as const)[n % 3];
+      const insn = decode(bytes, 0, mode);
+      if (!insn) continue;
+      decoded++;
+      // The bytes behind its end do not change it.
+      if (insn.length > 15 || decode(insn.bytes(), 0, mode)?.name !== insn.name) wrong++;
+      for (const o of insn.operands) if (o.isMemory) linearAddress(v, insn, o);
+      if (n % 8 === 0 && format(bytes, 0, mode, n) === undefined) wrong++;
+    }
+    expect(decoded).toBeGreaterThan(8000);
+    expect(wrong).toBe(0);
+  });
+  test("random page tables translate or do not, nothing else", () => {
+    const next = random(7);
+    const { vm } = fakeVm({ size: 0x10000 });
+    const memory = new PhysicalMemory(vm.ram);
+    for (let at = 0; at < 0x10000; at += 8) {
+      // Mostly present, mostly inside RAM, sometimes with anything in the high half.
+      memory.writeU64(
+        at,
+        (next() & 0xffff) | (next() % 4 === 0 ? 0x80 : 1),
+        next() % 8 ? 0 : next(),
+      );
+    }
+    for (let n = 0; n < 5000; n++) {
+      const mode = (["32", "pae", "4level", "5level"] as const)[n % 4];
+      const space = new VirtualMemory(memory, next() & 0xffff, mode);
+      const gva = mode === "32" || mode === "pae" ? next() : next() * 32768 - 2 ** 46;
+      const value = space.read32(gva);
+      if (!(value >= -1 && value < 2 ** 32)) throw new Error(`read ${value}`);
+      space.readPartial(gva, new Uint8Array(64));
+    }
+  });
+});
+
 describe("mode, ring and tables", () => {
   test("modes", () => {
     const v = newVcpu();
