@@ -217,6 +217,27 @@ export class LinuxGuest {
   }
 
   /**
+   * Return addresses of a task that does not run, from where it was switched
+   * away; empty for one that runs (its registers are in a CPU) or when the
+   * kernel has no ORC tables.
+   */
+  sleepingStack(task: Task, max: number): number[] {
+    const frame = (field: string) => this.btf?.offsetof("inactive_task_frame", field);
+    const [saved, ret, bp] = [
+      this.btf?.offsetof("task_struct", "thread.sp"),
+      frame("ret_addr"),
+      frame("bp"),
+    ];
+    if (saved === undefined || ret === undefined || bp === undefined) return [];
+    const sp = this.vm.readPtr(task.address + saved);
+    const ip = this.vm.readPtr(sp + ret);
+    // What a fork leaves is no return address yet, but where the child begins.
+    if (this.#unwinder === undefined || !this.inKernelText(ip)) return [];
+    const state = { ip, sp: sp + ret + 8, bp: this.vm.readPtr(sp + bp), gpr: () => Number.NaN };
+    return [ip, ...this.#unwinder.unwind(state, max - 1)];
+  }
+
+  /**
    * Return addresses of the kernel code that a CPU runs, innermost first, RIP
    * not among them; empty in user mode, or when the kernel has no ORC tables.
    */

@@ -2,7 +2,7 @@
 /**
  * Identification on Debian's kernels as the loader puts them into memory, KASLR
  * on and off, before their first instruction. What a running kernel has besides
- * (processes, modules) is tested in test/guest-live.test.ts.
+ * (processes, modules) is tested in test/guest/guest.test.ts.
  */
 import { beforeAll, describe, expect, test } from "bun:test";
 import { kernel as fixture, SERIES, type Series } from "../../../fixtures/kernels/kernels.ts";
