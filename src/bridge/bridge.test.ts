@@ -3,6 +3,8 @@ import * as abi from "./abi.ts";
 import { EptRanges } from "./ept_ranges.ts";
 import { BackendError, HviError } from "./error.ts";
 import { FakeBackend, fakeVm } from "./fake.ts";
+import { openVm } from "./index.ts";
+import { hasDevice } from "./native.ts";
 import { GuestRam, RAM_CHUNK } from "./ram.ts";
 import { Vm } from "./vm.ts";
 
@@ -136,6 +138,17 @@ describe("Vm", () => {
     expect(() => vm.run()).toThrow("closed");
     expect(() => vm.setRights(0, 0, 1, 0)).toThrow("closed");
   });
+});
+
+test.skipIf(hasDevice())("no device: the error names it and the next step", () => {
+  try {
+    openVm({ backend: "vmx" });
+    throw new Error("it opened");
+  } catch (e) {
+    expect(e).toBeInstanceOf(BackendError);
+    expect((e as BackendError).message).toBe("/dev/hvi does not exist");
+    expect((e as BackendError).hint).toContain("insmod hvi.ko");
+  }
 });
 
 describe("Vcpu", () => {

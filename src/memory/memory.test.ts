@@ -335,6 +335,22 @@ describe("virtual memory", () => {
     expect(v.read8(EDGE - 1)).toBe(0);
   });
 
+  test("57-bit addresses, also over a multiple of 4 GiB", () => {
+    const m = memory();
+    const tables = new FakeTables(m, "5level", 0x10000);
+    tables.map(0xff11_0000_ffff_f000n, 0x5000);
+    tables.map(0xff11_0001_0000_0000n, 0x9000);
+    m.write(0x5ffe, Uint8Array.of(1, 2));
+    m.write(0x9000, Uint8Array.of(3, 4));
+    const v = new VirtualMemory(m, tables.root, "5level");
+    const out = new Uint8Array(4);
+    expect(v.readHalves(0xfffffffe, 0xff110000, out)).toBe(4);
+    expect(out).toEqual(Uint8Array.of(1, 2, 3, 4));
+    expect(v.readHalves(0xffe, 0xff110001, out)).toBe(2);
+    expect(v.readHalves(0, 0x01000000, out)).toBe(0);
+    expect(v.last.status).toBe(TranslationStatus.NotCanonical);
+  });
+
   test("hostile tables: a root that points to itself ends", () => {
     const m = memory(0x1000);
     for (let i = 0; i < 512; i++) m.writeU64(i * 8, 0x67, 0);

@@ -6,6 +6,7 @@ import {
   type PagingMode,
   Translation,
   translate,
+  translateHalves,
 } from "./translate.ts";
 
 const TWO32 = 4294967296;
@@ -130,6 +131,33 @@ export class VirtualMemory {
   /** Fills `into`. False, with `into` partly written, when some of the range is absent. */
   readInto(gva: number, into: Uint8Array): boolean {
     return this.readPartial(gva, into) === into.length;
+  }
+  /**
+   * The same for an address of two 32-bit halves, exact for 57 bits (5-level
+   * paging). Returns the bytes copied.
+   */
+  readHalves(lo: number, hi: number, into: Uint8Array): number {
+    const start = lo >>> 0;
+    let done = 0;
+    while (done < into.length) {
+      const at = start + done;
+      const n = Math.min(into.length - done, 0x1000 - (at & 0xfff));
+      const high = (hi + Math.floor(at / TWO32)) | 0;
+      const ok = translateHalves(
+        this.physical,
+        this.root,
+        this.mode,
+        at >>> 0,
+        high,
+        this.last,
+        this.features,
+      );
+      const page = ok ? this.physical.ram.view(this.last.gpa, n) : undefined;
+      if (!page) break;
+      into.set(page, done);
+      done += n;
+    }
+    return done;
   }
   /** A copy of [gva, gva + length); undefined when some of it is absent. */
   read(gva: number, length: number): Uint8Array | undefined {
