@@ -324,7 +324,7 @@ export const smp: Case[] = [
     script: [],
     scripts: (t) => [
       times(ROUNDS, () => ept("w", t.p(1), { rip: t.symbol("count_locked") + 4 }).resume()),
-      times(ROUNDS, () => ept("w", t.p(1, 8)).resume()),
+      times(ROUNDS, () => ept("w", t.p(1, 8), { rip: t.symbol("count_locked") + 4 }).resume()),
     ],
     memory: (t) => [[t.p(0), le(2 * ROUNDS, 8)], [t.p(1), le(1, 8) + le(1, 8)]],
     brief: true,
