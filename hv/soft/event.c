@@ -297,9 +297,14 @@ void event_deliver(struct cpu *c)
 	if (e->set_cr2)
 		c->cr2 = e->cr2;
 	if (e->type == HVI_EVENT_EXCEPTION && e->vector == X_DB) {
-		m->dr[6] |= e->dr6;
+		/* SDM 17.2.3: B0-B3 tell of this #DB alone, the other bits are sticky. */
+		m->dr[6] = (m->dr[6] & ~0xfull) | e->dr6;
 		m->dr[7] &= ~(1ull << 13);	/* GD */
-		e->dr6 = 0;
+	}
+	if (e->type == HVI_EVENT_PRIV_SOFT && m->pending_debug) {
+		/* INT1 takes what MOV SS held back along with it. */
+		m->dr[6] = (m->dr[6] & ~0xfull) | m->pending_debug;
+		m->pending_debug = 0;
 	}
 	if (!(c->cr0 & 1)) {
 		e->has_err = false;

@@ -313,6 +313,15 @@ static void run_single(struct cpu *c)
 		finish_one(c);
 }
 
+/* An NMI waits until NMIs are unblocked (SDM 6.7.1), its event stays VALID; all else is taken at once. */
+static bool engine_event(const struct cpu *c)
+{
+	const struct hvi_event *ev = &c->more->page->event;
+
+	return (ev->flags & HVI_EVENT_VALID) &&
+	       (ev->type != HVI_EVENT_NMI || !(c->more->nmi_blocked || shadow(c)));
+}
+
 static void take_engine_event(struct cpu *c)
 {
 	struct cpu_more *m = c->more;
@@ -324,8 +333,6 @@ static void take_engine_event(struct cpu *c)
 	/* vcpu.c has checked type, vector and length; the page may have been written since. */
 	if (ev->type == HVI_EVENT_EXTERNAL)
 		can = exec_can_take_irq(c);
-	else if (ev->type == HVI_EVENT_NMI)
-		can = !m->nmi_blocked && !shadow(c);
 	if (ev->type > HVI_EVENT_SOFT_EXCEPTION || ev->vector > 255 || ev->insn_len > 15)
 		can = false;
 	if (m->mp_state != HVI_MP_RUNNING && m->mp_state != HVI_MP_HALTED)
@@ -467,11 +474,12 @@ static u32 slice(struct cpu *c, u64 end)
 				return 0;
 			continue;
 		}
-		if (m->mp_state == HVI_MP_RUNNING && m->pending_debug && shadow(c) != HVI_BLOCK_MOV_SS) {
+		if (m->mp_state <= HVI_MP_HALTED && m->pending_debug && shadow(c) != HVI_BLOCK_MOV_SS) {
+			m->mp_state = HVI_MP_RUNNING;	/* HLT under TF does not sleep */
 			pending_debug_trap(c);
 			continue;
 		}
-		if (m->page->event.flags & HVI_EVENT_VALID) {
+		if (engine_event(c)) {
 			take_engine_event(c);
 			continue;
 		}
@@ -482,7 +490,7 @@ static u32 slice(struct cpu *c, u64 end)
 		if (m->mp_state != HVI_MP_RUNNING || c->icount >= end || vm->attention)
 			return 0;
 		if (m->one || (c->rflags & (FL_TF | FL_RF)) || breakpoints(c) ||
-		    (m->page->want_irq_window && shadow(c))) {
+		    ((m->page->want_irq_window || (m->page->event.flags & HVI_EVENT_VALID)) && shadow(c))) {
 			run_single(c);
 		} else {
 			struct block *b = block_get(c);
@@ -520,7 +528,8 @@ static bool has_work(const struct cpu *c)
 {
 	const struct cpu_more *m = c->more;
 
-	return m->evt.valid || (m->page->event.flags & HVI_EVENT_VALID) || m->shut_down || m->notify_injected || m->notify_step ||
+	return m->evt.valid || engine_event(c) || (m->mp_state == HVI_MP_HALTED && m->pending_debug) ||
+	       m->shut_down || m->notify_injected || m->notify_step ||
 	       (m->page->want_irq_window && exec_can_take_irq(c));
 }
 

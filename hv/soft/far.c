@@ -275,6 +275,13 @@ static void load_flags(struct cpu *c, u64 v)
 	c->icount_stop = c->rflags & FL_RF ? 0 : c->icount_stop;
 }
 
+static void unblock_nmi(struct cpu *c)
+{
+	c->more->nmi_blocked = false;
+	if (c->more->page->event.flags & HVI_EVENT_VALID)
+		c->icount_stop = 0;	/* one is waiting */
+}
+
 static void iret_real(struct cpu *c, const struct op *o)
 {
 	u64 f[3], v;
@@ -294,7 +301,7 @@ static void iret_real(struct cpu *c, const struct op *o)
 		v = (v & ~(u64)(FL_VM | FL_VIF | FL_VIP)) | (c->rflags & (FL_VM | FL_VIF | FL_VIP));
 	load_real_cs(c, (u16)f[1]);
 	load_flags(c, v);
-	c->more->nmi_blocked = false;
+	unblock_nmi(c);
 	cpu_mode_changed(c);
 	return cpu_jump(c, o, f[0]);
 }
@@ -309,7 +316,7 @@ static void iret_to_v86(struct cpu *c, const struct op *o, const u64 f[3])
 		raise_gp0(c, o);
 	load_flags(c, (f[2] & 0x3f7fd7) | FL_VM);
 	c->cpl = 3;
-	c->more->nmi_blocked = false;
+	unblock_nmi(c);
 	seg_load(c, o, HVI_SS, (u16)g[1]);
 	for (int i = 0; i < 4; i++)
 		seg_load(c, o, order[i], (u16)g[2 + i]);
@@ -368,7 +375,7 @@ static HANDLER(iret)
 		load_flags(c, flags);
 		cpu_mode_changed(c);
 	}
-	c->more->nmi_blocked = false;
+	unblock_nmi(c);
 	return cpu_jump(c, o, f[0]);
 }
 

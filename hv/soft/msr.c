@@ -28,6 +28,9 @@ enum {
 			 (1ull << 8) | (1ull << 13) | (1ull << 14) | (1ull << 15) | (1ull << 20) | (1ull << 24) | \
 			 (1ull << 26) | (1ull << 27))
 
+/* IBRS, STIBP, SSBD: any of them brings IA32_SPEC_CTRL. */
+#define SPEC_CTRL_BITS	((1u << 26) | (1u << 27) | (1u << 31))
+
 #define EFER_SCE	(1ull << 0)
 #define EFER_LME	(1ull << 8)
 #define EFER_LMA	(1ull << 10)
@@ -45,11 +48,30 @@ static int fixed_mtrr(u32 index)
 	}
 }
 
+/* CPUID.7.EDX of the guest's table. */
+static u32 leaf7_edx(const struct cpu *c)
+{
+	u32 r[4];
+
+	cpuid_query(c, 7, 0, r);
+	return r[3];
+}
+
 bool msr_read(struct cpu *c, const struct op *o, u32 index, u64 *value)
 {
 	struct cpu_more *m = c->more;
 
 	switch (index) {
+	case M_SPEC_CTRL:
+		if (!(leaf7_edx(c) & SPEC_CTRL_BITS))
+			return false;
+		*value = m->spec_ctrl;
+		break;
+	case M_ARCH_CAPS:
+		if (!(leaf7_edx(c) >> 29 & 1))
+			return false;
+		*value = ARCH_CAPS;
+		break;
 	case 0x0: case 0x1:		/* P5 machine check */
 	case M_PLATFORM_ID: case M_MISC_FEATURES: case M_PERF_STATUS: case M_ENERGY_BIAS:
 	case M_MCG_CTL: *value = 0; break;
@@ -60,8 +82,6 @@ bool msr_read(struct cpu *c, const struct op *o, u32 index, u64 *value)
 	case M_UCODE_REV: *value = 0x0200006eull << 32; break;
 	case M_PLATFORM_INFO: *value = (u64)(TSC_KHZ / 100000) << 8; break;
 	case M_MTRRCAP: *value = 0x508; break;		/* WC, fixed, 8 variable */
-	case M_ARCH_CAPS: *value = ARCH_CAPS; break;
-	case M_SPEC_CTRL: *value = m->spec_ctrl; break;
 	case M_SYSENTER_CS: *value = m->sysenter_cs; break;
 	case M_SYSENTER_ESP: *value = m->sysenter_esp; break;
 	case M_SYSENTER_EIP: *value = m->sysenter_eip; break;
@@ -119,10 +139,12 @@ bool msr_write_ok(const struct cpu *c, u32 index, u64 v)
 		return !v;
 	case M_APIC_BASE:
 		return !(v & (~PHYS_MASK | 0x2ff)) && ((v & 0xc00) != 0x400);
-	case M_PRED_CMD: case M_FLUSH_CMD:
-		return !(v & ~1ull);
+	case M_PRED_CMD:
+		return (leaf7_edx(c) >> 26 & 1) && !(v & ~1ull);
+	case M_FLUSH_CMD:
+		return (leaf7_edx(c) >> 28 & 1) && !(v & ~1ull);
 	case M_SPEC_CTRL:
-		return !(v & ~7ull);
+		return (leaf7_edx(c) & SPEC_CTRL_BITS) && !(v & ~7ull);
 	case M_SYSENTER_ESP: case M_SYSENTER_EIP: case M_LSTAR: case M_CSTAR:
 	case M_FS_BASE: case M_GS_BASE: case M_KERNEL_GS_BASE:
 		return canonical(c, v);

@@ -33,7 +33,8 @@ static HANDLER(sti)
 
 static HANDLER(clac_stac)
 {
-	if (!(c->cr4 & (1u << 21)) || c->cpl)
+	/* SDM vol. 2A, CLAC: #UD without CPUID's SMAP, whatever CR4 says. */
+	if (!(cpuid_cr4_mask(c) >> 21 & 1) || c->cpl)
 		raise_ud(c, o);
 	if (o->aux)
 		c->rflags |= FL_AC;
