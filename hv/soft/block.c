@@ -220,7 +220,23 @@ static ZyanStatus decode(struct vm *vm, const u8 *p, u32 room, struct insn *in)
 {
 	const ZydisDecoder *d = in->code_bits == 64 ? &vm->dec64 : in->code_bits == 32 ? &vm->dec32 : &vm->dec16;
 
-	return ZydisDecoderDecodeFull(d, p, room > 15 ? 15 : room, &in->z, in->op);
+	ZyanStatus e = ZydisDecoderDecodeFull(d, p, room > 15 ? 15 : room, &in->z, in->op);
+
+	if (!ZYAN_SUCCESS(e) || !(in->z.attributes & ZYDIS_ATTRIB_HAS_SIB) ||
+	    in->z.raw.modrm.mod != 0 || in->z.raw.sib.base != 5)
+		return e;
+	/*
+	 * No base but a 32-bit displacement (SDM 2, table 2-3), whatever REX.B
+	 * is. Zydis 4.0.0 gives base R13D there with a 32-bit address size.
+	 */
+	for (u32 i = 0; i < in->z.operand_count; i++)
+		if (in->op[i].type == ZYDIS_OPERAND_TYPE_MEMORY &&
+		    in->op[i].encoding == ZYDIS_OPERAND_ENCODING_MODRM_RM) {
+			in->op[i].mem.base = ZYDIS_REGISTER_NONE;
+			in->op[i].mem.disp.has_displacement = ZYAN_TRUE;
+			in->op[i].mem.disp.value = in->z.raw.disp.value;
+		}
+	return e;
 }
 
 /* Instructions that cannot fault or exit: flags written before them need not be exact while they run. */

@@ -116,14 +116,35 @@ static noreturn void simd_exception(struct cpu *c, const struct op *o, u32 flags
 #define STORE_NOTHING	MXCSR_MASKS
 
 /*
+ * VCVTPS2PH does not know FTZ. Tiny and inexact results set UE in a masked
+ * run; tiny and exact ones are multiples of 2^-24 below 2^-14, or denormal
+ * singles, which are inexact anyhow. o->a: source, o->b: its elements.
+ */
+static u32 half_underflow(const struct cpu *c, const struct op *o, u32 mxcsr)
+{
+	for (u32 i = 0; i < o->b; i++) {
+		u32 v = get_u32(c->xsave + (i < 4 ? XS_XMM + 4 * i : XS_YMM + 4 * (i - 4)) + 16 * o->a);
+		u32 exponent = v >> 23 & 0xff, fraction = v & 0x7fffff;
+
+		if (!exponent && (!fraction || (mxcsr & MXCSR_DAZ)))
+			continue;
+		if (exponent < 103)	/* below 2^-24 */
+			continue;
+		if (exponent < 113 && !(fraction & ((1u << (126 - exponent)) - 1)))
+			return MXCSR_UE;
+	}
+	return 0;
+}
+
+/*
  * Status bits of an unmasked underflow, which a masked run does not tell: it
  * sets UE for results that are tiny and inexact, an unmasked UE is for tiny
  * ones (SDM 1, 4.9.1.5). With FTZ on, every tiny result sets UE.
  */
-static u32 underflow(struct cpu *c, const struct form *f, void *mem, u32 use)
+static u32 underflow(struct cpu *c, const struct op *o, const struct form *f, void *mem, u32 use)
 {
 	if (f->bits & FORM_PH)
-		return 0;
+		return half_underflow(c, o, use);
 	return f->run(c, mem, use | MXCSR_FTZ, STORE_NOTHING) & MXCSR_UE;
 }
 
@@ -140,7 +161,7 @@ static void run_mxcsr(struct cpu *c, const struct op *o)
 	use = ((mxcsr & MXCSR_VALID) | MXCSR_MASKS) & ~MXCSR_FLAGS;
 	if (unlikely(unmasked & MXCSR_UE)) {
 		use &= ~MXCSR_FTZ;	/* has no effect then (SDM 1, 10.2.3.3) */
-		flags = underflow(c, f, m.host, use);
+		flags = underflow(c, o, f, m.host, use);
 	}
 	flags |= f->run(c, m.host, use, flags & unmasked ? STORE_NOTHING : unmasked) & MXCSR_FLAGS;
 	if (unlikely(flags & unmasked)) {
@@ -373,8 +394,11 @@ enum xlate native_translate(struct cpu *c, const struct insn *in, struct op *o)
 			f.bits |= FORM_STORE;
 		o->size = f.mem;
 	}
-	if (in->z.mnemonic == ZYDIS_MNEMONIC_VCVTPS2PH)
+	if (in->z.mnemonic == ZYDIS_MNEMONIC_VCVTPS2PH) {
 		f.bits |= FORM_PH;
+		o->a = (u8)ZydisRegisterGetId(in->op[1].reg.value);
+		o->b = (u8)(in->op[1].size / 32);
+	}
 	if ((f.need & (NEED_X87 | NEED_NOMF))) {
 		f.bits |= FORM_FX | (r.vector ? FORM_FX_XMM : 0);
 		if (f.need & NEED_X87) {

@@ -15,7 +15,18 @@ bool decode(u8 bits, const u8 *bytes, u32 len, ZydisDecodedInstruction *z, Zydis
 		ZydisDecoderInit(&d32, ZYDIS_MACHINE_MODE_LONG_COMPAT_32, ZYDIS_STACK_WIDTH_32);
 		ready = true;
 	}
-	return ZYAN_SUCCESS(ZydisDecoderDecodeFull(bits == 64 ? &d64 : &d32, bytes, len, z, op));
+	if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(bits == 64 ? &d64 : &d32, bytes, len, z, op)))
+		return false;
+	/* SIB without a base: Zydis 4.0.0 takes R13D for one with a 32-bit address size. */
+	for (u32 i = 0; i < z->operand_count; i++)
+		if (op[i].type == ZYDIS_OPERAND_TYPE_MEMORY && (z->attributes & ZYDIS_ATTRIB_HAS_SIB) &&
+		    z->raw.modrm.mod == 0 && z->raw.sib.base == 5 &&
+		    op[i].encoding == ZYDIS_OPERAND_ENCODING_MODRM_RM) {
+			op[i].mem.base = ZYDIS_REGISTER_NONE;
+			op[i].mem.disp.has_displacement = ZYAN_TRUE;
+			op[i].mem.disp.value = z->raw.disp.value;
+		}
+	return true;
 }
 
 static u64 mix(u64 h, u64 v)

@@ -330,7 +330,7 @@ static u64 data_target(struct rng *r, u8 bits, u32 size)
 	case 3:
 		return DATA + 0x1000 - below(r, size + 2);
 	case 4:
-		return bits == 64 ? 0x800000000000ull + below(r, 1000) : DATA - 0x1000;
+		return bits == 64 ? 0x800000100000ull + below(r, 1000) : DATA - 0x1000;
 	case 5:		/* not mapped */
 		return DATA + DATA_SIZE + 0x800;
 	case 6: case 7: case 8: case 9: case 10:
@@ -557,7 +557,7 @@ static bool fill_operands(struct rng *r, struct test *t)
 		u64 to = code_target(r, t);
 
 		if (below(r, 8) == 0)
-			to = below(r, 2) && t->bits == 64 ? 0x800000000000ull + below(r, 99) : CODE + 0x5000;
+			to = below(r, 2) && t->bits == 64 ? 0x800000100000ull + below(r, 99) : CODE + 0x5000;
 		for (u32 i = 0; i < t->z.operand_count; i++) {
 			const ZydisDecodedOperand *p = &t->op[i];
 
