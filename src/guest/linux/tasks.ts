@@ -141,10 +141,14 @@ export class TaskReader {
     return isKernelPointer(address) && this.vm.readInto(address + this.#base, this.#bytes);
   }
 
-  /** pid and comm alone, for a parent. */
-  #brief(address: number): Task["parent"] {
-    if (!this.#load(address)) return undefined;
-    return { pid: this.#u32(this.offsets.tgid) | 0, comm: this.#comm() };
+  /** pid and comm alone, for a parent. `known` remembers them within one walk. */
+  #brief(address: number, known: Map<number, Task["parent"]> | undefined): Task["parent"] {
+    if (known?.has(address)) return known.get(address);
+    const parent = this.#load(address)
+      ? { pid: this.#u32(this.offsets.tgid) | 0, comm: this.#comm() }
+      : undefined;
+    known?.set(address, parent);
+    return parent;
   }
 
   #comm(): string {
@@ -153,24 +157,31 @@ export class TaskReader {
 
   /** The task whose task_struct is at `address`; undefined when it cannot be read. */
   read(address: number): Task | undefined {
+    return this.#read(address, undefined);
+  }
+
+  #read(address: number, known: Map<number, Task["parent"]> | undefined): Task | undefined {
     if (!this.#load(address)) return undefined;
     const o = this.offsets;
+    const pid = this.#u32(o.pid) | 0;
+    const tgid = this.#u32(o.tgid) | 0;
+    const comm = this.#comm();
+    const state = stateLetter(this.#u32(o.state), this.#u32(o.exitState));
+    const kernelThread = (this.#u32(o.flags) & PF_KTHREAD) !== 0;
     const mm = this.#pointer(o.mm);
-    const parent = this.#pointer(o.parent);
-    const task = {
-      address,
-      pid: this.#u32(o.pid) | 0,
-      tgid: this.#u32(o.tgid) | 0,
-      comm: this.#comm(),
-      state: stateLetter(this.#u32(o.state), this.#u32(o.exitState)),
-      kernelThread: (this.#u32(o.flags) & PF_KTHREAD) !== 0,
-      mm,
-    };
+    const real = this.#pointer(o.parent);
     const pgd = isKernelPointer(mm) ? this.vm.readPtr(mm + o.pgd) : 0;
+    const parent = real === address ? undefined : this.#brief(real, known);
     return {
-      ...task,
+      address,
+      pid,
+      tgid,
+      comm,
+      state,
+      kernelThread,
+      mm,
       pgd: Number.isNaN(pgd) ? 0 : pgd,
-      parent: parent === address ? undefined : this.#brief(parent),
+      parent,
     };
   }
 
@@ -178,10 +189,11 @@ export class TaskReader {
   list(): TaskList {
     const tasks: Task[] = [];
     const seen = new Set<number>();
+    const parents = new Map<number, Task["parent"]>();
     const head = this.initTask + this.offsets.tasks;
     let problem: string | undefined;
     for (let node = head; ; ) {
-      const task = this.read(node - this.offsets.tasks);
+      const task = this.#read(node - this.offsets.tasks, parents);
       if (task === undefined) {
         problem = "the task list leads to memory that is not there";
         break;

@@ -55,6 +55,8 @@ const INDIRECT_BIT: readonly Register[] = [
   "sp-indirect",
   "bp-indirect",
 ];
+/** Looked-up entries of the kernel's own table that are kept. */
+const MAX_KNOWN = 8192;
 /** Entries looked at to tell the numbering. */
 const SAMPLE = 4096;
 
@@ -213,6 +215,22 @@ export class OrcUnwinder {
     return (["undefined", "end", "call", "regs", "regs-partial"] as const)[type];
   }
 
+  /** Entries of the kernel's own table by address: it never changes, and the same callers come again. */
+  readonly #known = new Map<number, OrcEntry>();
+
+  #entryAt(ip: number): OrcEntry | undefined {
+    const table = this.#table(ip);
+    if (table === undefined) return undefined;
+    if (table !== this.kernel) return this.#entry(table, ip);
+    let entry = this.#known.get(ip);
+    if (entry === undefined) {
+      entry = this.#entry(table, ip);
+      if (this.#known.size >= MAX_KNOWN) this.#known.clear();
+      if (entry !== undefined) this.#known.set(ip, entry);
+    }
+    return entry;
+  }
+
   #entry(table: OrcTable, ip: number): OrcEntry | undefined {
     // Each ip is stored as the distance from its own place; ascending.
     let low = 0;
@@ -293,8 +311,7 @@ export class OrcUnwinder {
     while (trace.length < max) {
       if (!isKernelPointer(ip)) break;
       const at = interrupted ? ip : ip - 1;
-      const table = this.#table(at);
-      const entry = (table === undefined ? undefined : this.#entry(table, at)) ?? FRAME_POINTER;
+      const entry = this.#entryAt(at) ?? FRAME_POINTER;
       if (entry.kind === "end") break;
       // Code the tables say nothing of: the kernel goes on by frame pointer.
       const orc: OrcEntry = entry.kind === "undefined" ? FRAME_POINTER : entry;
