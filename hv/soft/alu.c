@@ -271,6 +271,56 @@ enum xlate xlate_alu(struct cpu *c, const struct insn *in, struct op *o)
 	return XLATE_NEXT;
 }
 
+/* ---- CMP or TEST of registers or with an immediate, and the Jcc behind it, in one ---------- */
+
+/*
+ * The handler of a compare that goes on to the branch itself: o is the
+ * compare, the op behind it the Jcc of 64-bit mode. The condition is taken
+ * from the host's flags while they still stand.
+ */
+#define FUSED_ONE(name, insn, n, s, form, second, cc, hostcc)		\
+	HANDLER(name##n##_##form##_j##cc)				\
+	{								\
+		const struct op *j = o + 1;				\
+		bool taken;						\
+		u32 ax;							\
+		asm(insn s " %3, %2" CAPTURE : "=a"(ax), "=@cc" #hostcc(taken) \
+		    : "r"(GET##n(c, o->a)), "r"(second));		\
+		c->flags = flags_from(ax);				\
+		return cpu_jump(c, j, taken ? c->gpr[REG_BLOCK] + (u64)j->imm : op_next_rip(c, j)); \
+	}
+#define FUSED_CC(cc, hostcc)						\
+	FUSED_ALL(cmp, "cmp", cc, hostcc) FUSED_ALL(test, "test", cc, hostcc)
+#define FUSED_ALL(name, insn, cc, hostcc)				\
+	FUSED_SIZE(name, insn, 8, "b", cc, hostcc) FUSED_SIZE(name, insn, 32, "l", cc, hostcc) \
+	FUSED_SIZE(name, insn, 64, "q", cc, hostcc)
+#define FUSED_SIZE(name, insn, n, s, cc, hostcc)			\
+	FUSED_ONE(name, insn, n, s, rr, GET##n(c, o->b), cc, hostcc)	\
+	FUSED_ONE(name, insn, n, s, ri, (u##n)o->imm, cc, hostcc)
+#define FOR_HOST_CONDITIONS(X)						\
+	X(o, o) X(no, no) X(b, b) X(nb, ae) X(z, e) X(nz, ne)		\
+	X(be, be) X(nbe, a) X(s, s) X(ns, ns) X(p, p) X(np, np)		\
+	X(l, l) X(nl, ge) X(le, le) X(nle, g)
+FOR_HOST_CONDITIONS(FUSED_CC)
+
+#define FUSED_ROW(fn)							\
+	{ fn, { fn##_jo, fn##_jno, fn##_jb, fn##_jnb, fn##_jz, fn##_jnz, fn##_jbe, fn##_jnbe, \
+		fn##_js, fn##_jns, fn##_jp, fn##_jnp, fn##_jl, fn##_jnl, fn##_jle, fn##_jnle } }
+#define FUSED_ROWS(name, n)	FUSED_ROW(name##n##_rr), FUSED_ROW(name##n##_ri)
+static const struct { op_fn plain, fused[16]; } fused_fns[] = {
+	FUSED_ROWS(cmp, 8), FUSED_ROWS(cmp, 32), FUSED_ROWS(cmp, 64),
+	FUSED_ROWS(test, 8), FUSED_ROWS(test, 32), FUSED_ROWS(test, 64),
+};
+
+void fuse_compare(struct op *o, unsigned int cc)
+{
+	for (unsigned int i = 0; i < sizeof(fused_fns) / sizeof(fused_fns[0]); i++)
+		if (o->fn == fused_fns[i].plain) {
+			o->fn = fused_fns[i].fused[cc];
+			return;
+		}
+}
+
 /* ---- one operand ------------------------------------------------------------------ */
 
 #define UNARY(op, n)							\

@@ -245,6 +245,8 @@ enum xlate xlate_branch(struct cpu *c, const struct insn *in, struct op *o)
 		o->fn = jcxz;
 		break;
 	default:
+		if (wide && o->off)
+			fuse_compare(o - 1, condition_of(in));
 		o->fn = wide ? jcc_fns[condition_of(in)].in64 : jcc_fns[condition_of(in)].other;
 		break;
 	}

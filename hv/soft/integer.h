@@ -279,6 +279,9 @@ static inline u8 memory_segment(const struct insn *in, ZydisRegister base16, Zyd
 
 typedef enum xlate (*translate_fn)(struct cpu *c, const struct insn *in, struct op *o);
 
+/* o stands right before a Jcc of 64-bit mode with condition cc: let it do both if it is a compare. */
+void fuse_compare(struct op *o, unsigned int cc);
+
 /* By family; each takes the mnemonics that integer.c's table gives it. */
 enum xlate xlate_alu(struct cpu *c, const struct insn *in, struct op *o);
 enum xlate xlate_unary(struct cpu *c, const struct insn *in, struct op *o);
