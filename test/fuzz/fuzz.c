@@ -141,8 +141,27 @@ static u32 instruction(u8 *p)
 		0x66, 0x67, 0xf0, 0xf2, 0xf3, 0x2e, 0x36, 0x3e, 0x26, 0x64, 0x65,
 		0x48, 0x49, 0x4c, 0x4f, 0x40, 0x41, 0x44,
 	};
+	/* The instructions of the system, which chance would seldom spell. */
+	static const u8 sys[][4] = {
+		{ 2, 0x0f, 0x30 }, { 2, 0x0f, 0x32 }, { 2, 0x0f, 0xa2 }, { 3, 0x0f, 0x01, 0xc1 },
+		{ 3, 0x0f, 0x01, 0xd1 }, { 3, 0x0f, 0x01, 0xd0 }, { 3, 0x0f, 0x22, 0xc0 }, { 3, 0x0f, 0x22, 0xd8 },
+		{ 3, 0x0f, 0x22, 0xe0 }, { 3, 0x0f, 0x20, 0xc0 }, { 3, 0x0f, 0x23, 0xf8 }, { 3, 0x0f, 0x01, 0x16 },
+		{ 3, 0x0f, 0x01, 0x1e }, { 3, 0x0f, 0x01, 0x06 }, { 3, 0x0f, 0x01, 0x0e }, { 3, 0x0f, 0x00, 0xd0 },
+		{ 3, 0x0f, 0x00, 0xd8 }, { 3, 0x0f, 0x00, 0xc0 }, { 1, 0xf4 }, { 1, 0xfb }, { 1, 0xfa }, { 1, 0xcf },
+		{ 2, 0x48, 0xcf }, { 1, 0xcb }, { 2, 0xcd, 0x30 }, { 1, 0xcc }, { 2, 0x0f, 0x05 }, { 2, 0x0f, 0x07 },
+		{ 2, 0x0f, 0x34 }, { 2, 0x0f, 0x35 }, { 3, 0x0f, 0x01, 0xf8 }, { 2, 0xff, 0x2e }, { 2, 0xff, 0x1e },
+		{ 2, 0x8e, 0xd8 }, { 2, 0x8e, 0xd0 }, { 2, 0x8e, 0xe0 }, { 3, 0x0f, 0xae, 0x27 }, { 3, 0x0f, 0xae, 0x2e },
+		{ 3, 0x0f, 0xae, 0x07 }, { 3, 0x0f, 0xae, 0x0e }, { 3, 0x0f, 0x01, 0x3e }, { 2, 0x0f, 0x06 },
+		{ 2, 0xf3, 0xa4 }, { 2, 0xf3, 0xab }, { 2, 0xf3, 0x6c }, { 2, 0xf3, 0x6f }, { 1, 0x9d }, { 1, 0xee },
+	};
 	u32 n = 0, map = below(8);
 
+	if (one_in(12)) {
+		const u8 *i = sys[below(sizeof(sys) / sizeof(*sys))];
+
+		memcpy(p, i + 1, i[0]);
+		return i[0];
+	}
 	while (one_in(3) && n < 4)
 		p[n++] = prefix[below(sizeof(prefix))];
 	if (map == 0) {			/* VEX */
@@ -282,6 +301,8 @@ static void registers(struct machine *m, struct hvi_vcpu *p)
 	for (u32 i = 0; i < HVI_GPRS; i++)
 		p->gpr[i] = one_in(3) ? number() : DATA + below(DATA_SIZE);
 	p->gpr[HVI_RCX] = one_in(2) ? below(300) : p->gpr[HVI_RCX];
+	if (one_in(8))
+		p->gpr[HVI_RCX] = one_in(2) ? 0xc0000080 + below(5) : 0x277;
 	p->gpr[HVI_RSP] = STACK - 8 * below(64);
 	p->rip = CODE + below(CODE_SIZE - 64);
 	p->rflags = 2 | (rnd() & 0x8d5) | (one_in(2) ? 0x200 : 0) | (one_in(16) ? 0x400 : 0) |
@@ -428,7 +449,12 @@ static bool build(struct machine *m)
 	for (u32 i = 0; i < m->vcpus; i++)
 		m->page[i] = hvi_soft_mmap(m->handle, HVI_MMAP_VCPU + i * HVI_VCPU_SIZE, HVI_VCPU_SIZE);
 	cpuid.entries = (u64)(uintptr_t)list;
-	if (!m->ram || !m->page[0] || call(m, HVI_GET_CPUID, &cpuid) || call(m, HVI_SET_CPUID, &cpuid))
+	if (!m->ram || !m->page[0] || call(m, HVI_GET_CPUID, &cpuid))
+		return false;
+	for (u32 i = 0; m->mode == LONG5 && i < cpuid.count; i++)
+		if (list[i].leaf == 7 && !list[i].index)
+			list[i].ecx |= 1u << 16;	/* LA57 */
+	if (call(m, HVI_SET_CPUID, &cpuid))
 		return false;
 	memory(m);
 	for (u32 i = 0; i < m->vcpus; i++)
@@ -514,12 +540,28 @@ static void random_cpuid(struct machine *m)
 		e[i].reserved = one_in(16);
 	if (one_in(2)) {
 		call(m, HVI_GET_CPUID, &a);
-		if (a.count <= n)
-			call(m, HVI_SET_CPUID, &a);
-	} else if (one_in(8)) {
+	} else if (one_in(32)) {
 		call(m, HVI_SET_CPUID, &a);
 	}
 	free(e);
+}
+
+static void all_intercepts(struct machine *m)
+{
+	static const struct hvi_intercept list[] = {
+		{ HVI_INTERCEPT_CR0_WRITE, 0, ~0u }, { HVI_INTERCEPT_CR3_WRITE, 0, 1 }, { HVI_INTERCEPT_CR4_WRITE, 0, ~0u },
+		{ HVI_INTERCEPT_CR8_WRITE, 0, 1 }, { HVI_INTERCEPT_DTR, 0, 0xff }, { HVI_INTERCEPT_XSETBV, 0, 1 },
+		{ HVI_INTERCEPT_VMCALL, 0, 1 }, { HVI_INTERCEPT_EXCEPTION, 0, 0x00020008 }, { HVI_INTERCEPT_CPUID, 0, 1 },
+		{ HVI_INTERCEPT_HLT, 0, 1 }, { HVI_INTERCEPT_MSR_READ, 0x10, 1 }, { HVI_INTERCEPT_MSR_WRITE, 0x10, 1 },
+		{ HVI_INTERCEPT_MSR_READ, 0x277, 1 }, { HVI_INTERCEPT_MSR_WRITE, 0xc0000082, 1 },
+	};
+
+	for (u32 i = 0; i < sizeof(list) / sizeof(*list); i++) {
+		struct hvi_intercept a = list[i];
+
+		if (!one_in(4))
+			call(m, HVI_INTERCEPT, &a);
+	}
 }
 
 static void random_ioctl(struct machine *m)
@@ -702,7 +744,8 @@ static bool run_piece(struct machine *m)
 	};
 	long r;
 
-	if (m->vcpus > 1 && m->page[1]->tsc > m->page[0]->tsc)
+	/* The clocks of two vCPUs may be set far apart: the deadline is that of the one behind. */
+	if (m->vcpus > 1 && (int64_t)(m->page[1]->tsc - m->page[0]->tsc) < 0)
 		run.deadline = m->page[1]->tsc + PIECE;
 	alarm(STUCK_SECONDS);
 	r = call(m, HVI_RUN, &run);
@@ -727,6 +770,11 @@ static bool run_piece(struct machine *m)
 	}
 	exits_of[run.reason]++;
 	struct hvi_vcpu *p = m->page[run.vcpu];
+
+	if (verbose && (run.reason == HVI_EXIT_EMULATION || run.reason == HVI_EXIT_ENTRY_FAILED))
+		printf("%s at %#llx in mode %d: number %#x, value %#llx\n",
+		       run.reason == HVI_EXIT_EMULATION ? "EMULATION" : "ENTRY_FAILED", (unsigned long long)p->rip,
+		       m->mode, p->exit.number, (unsigned long long)p->exit.value);
 
 	if (run.reason == HVI_EXIT_SHUTDOWN || run.reason == HVI_EXIT_ENTRY_FAILED || run.reason == HVI_EXIT_IDLE) {
 		for (u32 i = 0; i < m->vcpus; i++)
@@ -769,6 +817,8 @@ static bool one_case(u64 seed)
 		fprintf(stderr, "fuzz: the machine cannot be built in --case %llu\n", (unsigned long long)seed);
 		return false;
 	}
+	if (one_in(2))
+		all_intercepts(&m);
 	for (u64 i = below(12); i; i--)
 		random_ioctl(&m);
 	for (u32 i = 0; i < PIECES && run_piece(&m); i++)
