@@ -26,6 +26,7 @@ import {
   HVI_INTERCEPT_MSR_WRITE,
   HVI_IO_IN,
   HVI_IO_STRING,
+  HVI_MP_HALTED,
   HVI_MP_RUNNING,
   HVI_MP_WAIT_SIPI,
   HVI_RAX,
@@ -56,6 +57,7 @@ import { StringIo } from "./string-io.ts";
 
 const MSR_TSC = 0x10;
 const MSR_TSC_ADJUST = 0x3b;
+const RFLAGS_TF = 0x100;
 const RFLAGS_IF = 0x200;
 const VECTOR_NMI = 2;
 const VECTOR_GP = 13;
@@ -203,6 +205,7 @@ export class Machine {
   /** Puts a checked image into memory and the first vCPU at its entry. */
   load(image: LoadableImage): void {
     image.place(this.vm.ram, this.vm.vcpus[0]);
+    if (image.firmware) this.platform.setUpAsFirmware();
     this.vm.vcpus[0].mpState = HVI_MP_RUNNING;
   }
 
@@ -319,7 +322,8 @@ export class Machine {
         else deadline = clock.next;
       }
       const observer = this.observer;
-      deadline += this.#tscOffset[0];
+      // Rounded up: a device's deadline between two ticks must be over when the guest stops.
+      deadline = Math.ceil(deadline) + this.#tscOffset[0];
       if (observer !== undefined && observer.deadline < deadline) deadline = observer.deadline;
       const vcpu = vm.run(deadline);
       const reason = this.#took(vcpu);
@@ -344,7 +348,7 @@ export class Machine {
    */
   #settle(): boolean {
     for (let i = 0; i < MAX_SETTLE_EXITS && this.#result === undefined; i++) {
-      const vcpu = this.vm.run(this.clock.now + this.#tscOffset[0]);
+      const vcpu = this.vm.run(Math.ceil(this.clock.now) + this.#tscOffset[0]);
       const reason = this.#took(vcpu);
       if (reason === HVI_EXIT_DEADLINE || reason === HVI_EXIT_IDLE) return true;
     }
@@ -358,6 +362,7 @@ export class Machine {
     const now = vcpu.exitTsc - this.#tscOffset[index];
     if (now > this.clock.now) this.clock.now = now;
     const reason = vcpu.exitReason;
+    if (this.#halted[index]) this.#halted[index] = vcpu.mpState === HVI_MP_HALTED;
     if (this.observer?.handle(vcpu)) {
       // With the other replies the exiting instruction runs first, and may change what can be taken.
       const action = vcpu.replyAction;
@@ -462,7 +467,8 @@ export class Machine {
         vcpu.resume();
         return;
       case HVI_EXIT_HLT:
-        this.#halted[vcpu.index] = true;
+        // A trap that is due after the instruction (RFLAGS.TF) ends the halt at once.
+        this.#halted[vcpu.index] = (vcpu.rflags & RFLAGS_TF) === 0;
         vcpu.resume();
         return;
       case HVI_EXIT_DEADLINE:
@@ -555,6 +561,8 @@ export class Machine {
       this.#generalProtection(vcpu);
       return;
     }
+    // CPUID tells whether the APIC is on, which is the backend's to answer.
+    if (msr === MSR_APIC_BASE) vcpu.apicBase = high * TWO32 + apic.msrRead(MSR_APIC_BASE);
     vcpu.skip();
   }
 

@@ -102,6 +102,12 @@ export class Platform {
     for (const apic of this.lapics.apics) this.#stateful[`lapic${apic.id}`] = apic;
   }
 
+  /** The 8259 pair and the timer as a BIOS leaves them, for images that go back to real mode. */
+  setUpAsFirmware(): void {
+    this.pic.setUpAsFirmware();
+    this.pit.setUpAsFirmware();
+  }
+
   /** Drives ISA interrupt `irq`: to the 8259 pair, and to the I/O APIC (IRQ 0 on input 2, as the MADT says). */
   irq(irq: number, level: boolean): void {
     this.pic.set(irq, level);

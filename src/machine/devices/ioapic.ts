@@ -25,7 +25,7 @@ export class IoApic implements MmioDevice, Stateful {
   #id = 0;
   /** Levels as the devices drive them (active high). */
   #lines = 0;
-  /** Edges seen and not sent yet. */
+  /** Requests seen and not sent yet. */
   #irr = 0;
 
   /** Drives input `pin` (0..23). */
@@ -37,7 +37,10 @@ export class IoApic implements MmioDevice, Stateful {
     if ((this.#low[pin] & LOW_LEVEL) !== 0) {
       if (level) this.#irr |= bit;
       else this.#irr &= ~bit;
-    } else if (level && !was) this.#irr |= bit;
+    } else if (level && !was && (this.#low[pin] & LOW_MASKED) === 0) {
+      // Edges on a masked input are ignored (82093AA data sheet, 3.2.4).
+      this.#irr |= bit;
+    }
     this.#service(pin);
   }
 

@@ -60,9 +60,15 @@ test("masked lines wait", () => {
   expect(pic.acknowledge()).toBe(0x30);
 });
 
-test("a request withdrawn before the acknowledge is the spurious IRQ 7", () => {
+test("an acknowledge without a request is the spurious IRQ 7", () => {
   const pic = ready();
-  pic.set(3, true);
-  pic.set(3, false);
   expect(pic.acknowledge()).toBe(0x37);
+});
+
+test("the slave's request is gone from the master when the slave masks it", () => {
+  const pic = ready();
+  pic.set(8, true);
+  expect(pic.intr).toBe(true);
+  pic.portOut(0xa1, 1, 0xff);
+  expect(pic.intr).toBe(false);
 });

@@ -37,14 +37,18 @@ class Chip {
     if ((this.elcr & bit) !== 0) {
       if (level) this.irr |= bit;
       else this.irr &= ~bit;
-    } else if (level) {
-      if ((this.lines & bit) === 0) this.irr |= bit;
-    } else {
-      // The 8259A wants the line held until the acknowledge; without that the request is gone (spurious IRQ7).
-      this.irr &= ~bit;
+    } else if (level && (this.lines & bit) === 0) {
+      // A real 8259A wants the line held until the acknowledge; PC emulators latch the edge, and images rely on it.
+      this.irr |= bit;
     }
     if (level) this.lines |= bit;
     else this.lines &= ~bit;
+  }
+
+  /** Input 2 of the master: what the slave's INTR is now. */
+  cascade(level: boolean): void {
+    if (level) this.irr |= 4;
+    else this.irr &= ~4;
   }
 
   /** The input to serve next, or -1. */
@@ -207,8 +211,8 @@ export class PicPair implements PortDevice, Stateful {
   }
 
   #update(): void {
-    this.#master.set(2, false);
-    if (this.#slave.next() >= 0) this.#master.set(2, true);
+    // The slave's output is a level: no request of its is left behind when it goes away.
+    this.#master.cascade(this.#slave.next() >= 0);
     this.intr = this.#master.next() >= 0;
   }
 
@@ -229,6 +233,20 @@ export class PicPair implements PortDevice, Stateful {
 
   #chip(port: number): Chip {
     return (port & 0x80) === 0 ? this.#master : this.#slave;
+  }
+
+  /** What a PC's firmware leaves: vectors 8 and 0x70, all inputs masked but the timer and the slave. */
+  setUpAsFirmware(): void {
+    for (const [port, base, wiring, mask] of [
+      [0x20, 0x08, 4, 0xfa],
+      [0xa0, 0x70, 2, 0xff],
+    ]) {
+      this.portOut(port, 1, 0x11);
+      this.portOut(port + 1, 1, base);
+      this.portOut(port + 1, 1, wiring);
+      this.portOut(port + 1, 1, 1);
+      this.portOut(port + 1, 1, mask);
+    }
   }
 
   portIn(port: number): number {

@@ -84,6 +84,13 @@ export class Pit implements PortDevice, Stateful {
     this.#channels[2].gate = false;
   }
 
+  /** What a PC's firmware leaves: channel 0 as the 18.2 Hz tick. */
+  setUpAsFirmware(): void {
+    this.portOut(0x43, 1, 0x36);
+    this.portOut(0x40, 1, 0);
+    this.portOut(0x40, 1, 0);
+  }
+
   /** PIT ticks since the channel was loaded. */
   #elapsed(c: Channel): number {
     return Math.max(0, Math.floor((this.#clock.now - c.start) / this.#tick));

@@ -24,6 +24,8 @@ export interface LoadableImage {
   readonly kind: string;
   /** What was decided, one line each, for --verbose. */
   readonly notes: string[];
+  /** It may count on a BIOS's interrupt set-up: vectors in real mode, timer tick. */
+  readonly firmware: boolean;
   /** Puts everything into RAM and the first vCPU into its entry state. */
   place(ram: GuestRam, vcpu: Vcpu): void;
 }

@@ -261,6 +261,7 @@ export async function loadLinux(request: LoadRequest): Promise<LoadableImage> {
   return {
     kind: "linux",
     notes: kernel.notes,
+    firmware: false,
     place(ram: GuestRam, vcpu: Vcpu): void {
       kernel.write(ram);
       if (request.initrd !== undefined) writeRam(ram, initrdAt, request.initrd);

@@ -3,6 +3,7 @@ import { InputError } from "../errors.ts";
 import { ACPI_TABLES, CONVENTIONAL_END, e820, LOW_MEMORY_LIMIT, MULTIBOOT_INFO } from "../layout.ts";
 import { acpiTables } from "./acpi.ts";
 import { elfExtent, isElf, parseElf } from "./elf.ts";
+import { writeBiosVectors } from "./bios.ts";
 import { enterMultiboot } from "./entry.ts";
 import type { LoadableImage, LoadRequest } from "./image.ts";
 import { writeRam, zeroRam } from "./ram.ts";
@@ -100,7 +101,9 @@ export function loadMultiboot(request: LoadRequest): LoadableImage {
   return {
     kind: "multiboot",
     notes: [`multiboot: 32-bit entry at 0x${entry.toString(16)}`],
+    firmware: true,
     place(ram: GuestRam, vcpu: Vcpu): void {
+      writeBiosVectors(ram);
       for (const part of parts) {
         writeRam(ram, part.at, part.bytes);
         zeroRam(ram, part.at + part.bytes.length, part.size - part.bytes.length);
