@@ -5,69 +5,20 @@
  * (processes, modules) is tested in test/guest/guest.test.ts.
  */
 import { beforeAll, describe, expect, test } from "bun:test";
-import { kernel as fixture, SERIES, type Series } from "../../../fixtures/kernels/kernels.ts";
-import { GuestRam, type Vcpu } from "../../bridge/index.ts";
-import { loadImage } from "../../machine/load/index.ts";
-import { PhysicalMemory } from "../../memory/index.ts";
-import type { GuestCpu } from "../cpu.ts";
+import { SERIES, type Series } from "../../../fixtures/kernels/kernels.ts";
 import { identify } from "../identify.ts";
 import type { LinuxGuest } from "./kernel.ts";
-
-const MEMORY = 192 * 1024 * 1024;
-/** Where the loader puts the kernel, and its text with no slide. */
-const LOADED = 0x100_0000;
-const TABLES = MEMORY - 0x1_0000;
-
-/** The mapping that startup_64 makes: the whole image, 2 MiB pages. */
-function mapImage(memory: PhysicalMemory, slide: number): void {
-  memory.writeU64(TABLES + 511 * 8, (TABLES + 0x1000) | 0x23, 0);
-  memory.writeU64(TABLES + 0x1000 + 510 * 8, (TABLES + 0x2000) | 0x23, 0);
-  const first = (LOADED + slide) / 0x20_0000;
-  for (let i = 0; i < 40; i++) {
-    memory.writeU64(TABLES + 0x2000 + (first + i) * 8, (LOADED + i * 0x20_0000) | 0xe3, 0);
-  }
-}
+import { LOADED, loadKernel } from "./loaded.fixture.ts";
 
 async function load(
   series: Series,
   append: string,
 ): Promise<{ guest: LinuxGuest; release: string }> {
-  const files = await fixture(series);
-  const image = await loadImage({
-    kernel: new Uint8Array(await Bun.file(files.vmlinuz).arrayBuffer()),
-    kernelName: files.vmlinuz,
-    initrd: undefined,
-    initrdName: "",
-    append,
-    memory: MEMORY,
-    cpus: 1,
-    random: () => 0.4,
-  });
-  const ram = GuestRam.allocate(MEMORY);
-  // The entry registers are not looked at.
-  image.place(ram, new Proxy({}, { get: () => () => undefined, set: () => true }) as Vcpu);
-  const slide = Number(
-    image.notes.join("\n").match(/slide 0x([0-9a-f]+)/)?.[1] ? `0x${RegExp.$1}` : 0,
-  );
-  const memory = new PhysicalMemory(ram);
-  mapImage(memory, slide);
-  const cpu: GuestCpu = {
-    rip: 0,
-    cpl: 0,
-    cr0: 0x8005_0033,
-    cr3: TABLES,
-    cr4: 0x20,
-    efer: 0xd01,
-    lstar: 0,
-    kernelGsBase: 0,
-    idtBase: 0,
-    gpr: () => 0,
-    segBase: () => 0,
-  };
+  const { memory, cpu, slide, release } = await loadKernel(series, append);
   const attempt = identify(memory, cpu);
   if (!attempt.ok) throw new Error(attempt.reason);
   expect(attempt.guest.slide).toBe(slide);
-  return { guest: attempt.guest, release: files.release };
+  return { guest: attempt.guest, release };
 }
 
 for (const series of Object.keys(SERIES) as Series[]) {
