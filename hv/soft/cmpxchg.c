@@ -99,27 +99,30 @@ HANDLER(cmpxchg8b)
 	NEXT(c, o);
 }
 
-/* CMPXCHG16B: not aligned to 16 bytes is #GP(0) before any access. */
-HANDLER(cmpxchg16b)
+/* CMPXCHG16B: not aligned to 16 bytes is #GP(0) before any access. Apart, so that the handler keeps no frame. */
+static COLD void cmpxchg16(struct cpu *c, const struct op *o)
 {
-	u64 la = ea(c, o), v[2], lo, hi;
+	u64 la = ea(c, o), v[2];
 	bool equal;
 
 	if (la & 15)
 		raise_gp0(c, o);
 	mem_read_rmw(c, o, la, v, 16);
-	lo = v[0];
-	hi = v[1];
-	equal = lo == c->gpr[HVI_RAX] && hi == c->gpr[HVI_RDX];
-	st64(c, o, la, equal ? c->gpr[HVI_RBX] : lo);
-	st64(c, o, la + 8, equal ? c->gpr[HVI_RCX] : hi);
+	equal = v[0] == c->gpr[HVI_RAX] && v[1] == c->gpr[HVI_RDX];
+	st64(c, o, la, equal ? c->gpr[HVI_RBX] : v[0]);
+	st64(c, o, la + 8, equal ? c->gpr[HVI_RCX] : v[1]);
 	if (equal) {
 		c->flags |= FL_ZF;
 	} else {
-		c->gpr[HVI_RAX] = lo;
-		c->gpr[HVI_RDX] = hi;
+		c->gpr[HVI_RAX] = v[0];
+		c->gpr[HVI_RDX] = v[1];
 		c->flags &= ~(u64)FL_ZF;
 	}
+}
+
+HANDLER(cmpxchg16b)
+{
+	cmpxchg16(c, o);
 	NEXT(c, o);
 }
 
