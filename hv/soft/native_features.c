@@ -129,8 +129,15 @@ void native_features(struct native_features *f)
 
 u64 native_xcr0_mask(void)
 {
+	/* CPUID is slow where the host is a guest itself; the answer never changes. */
+	static u64 known;
+	u64 mask = __atomic_load_n(&known, __ATOMIC_RELAXED);
 	u32 leaf[LEAVES];
 
-	host(leaf);
-	return leaf[L1_ECX] >> AVX_BIT & 1 ? 7 : 3;
+	if (!mask) {
+		host(leaf);
+		mask = leaf[L1_ECX] >> AVX_BIT & 1 ? 7 : 3;
+		__atomic_store_n(&known, mask, __ATOMIC_RELAXED);
+	}
+	return mask;
 }
