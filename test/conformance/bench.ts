@@ -3,14 +3,7 @@
 import { openVm, type Vcpu, type Vm } from "../../src/bridge/index.ts";
 import { Cpu, type RegName } from "./cpu.ts";
 import type { Image, ImageSource } from "./guests.ts";
-import {
-  buildTables,
-  DATA_OF,
-  IMAGE,
-  type Mode,
-  RAM_SIZE,
-  WINDOW,
-} from "./layout.ts";
+import { buildTables, DATA_OF, IMAGE, type Mode, RAM_SIZE, WINDOW } from "./layout.ts";
 
 export type BackendName = "soft" | "vmx";
 
@@ -89,6 +82,9 @@ export class Bench {
   put64(gpa: number, v: bigint): void {
     this.view.setBigUint64(gpa, BigInt.asUintN(64, v), true);
   }
+  putQwords(gpa: number, values: readonly (number | bigint)[]): void {
+    for (const [i, v] of values.entries()) this.put64(gpa + 8 * i, BigInt(v));
+  }
   put32(gpa: number, v: number): void {
     this.view.setUint32(gpa, v, true);
   }
@@ -139,6 +135,7 @@ export function pattern(n: number, first = 0x11): string {
 /** A little-endian value as hex. */
 export function le(v: number | bigint, size: number): string {
   const out = new Uint8Array(size);
-  for (let i = 0, x = BigInt.asUintN(8 * size, BigInt(v)); i < size; i++, x >>= 8n) out[i] = Number(x & 0xffn);
+  for (let i = 0, x = BigInt.asUintN(8 * size, BigInt(v)); i < size; i++, x >>= 8n)
+    out[i] = Number(x & 0xffn);
   return toHex(out);
 }

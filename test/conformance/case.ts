@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 /** What a case is, and the words it is written in. */
-import type { Vcpu } from "../../src/bridge/index.ts";
+
 import * as abi from "../../src/bridge/abi.ts";
+import type { Vcpu } from "../../src/bridge/index.ts";
 import type { Bench } from "./bench.ts";
 import type { Regs } from "./cpu.ts";
 import type { Mode } from "./layout.ts";
@@ -40,7 +41,12 @@ export class Step {
   /** The reply, and whatever else is to be done at this exit. */
   do(f: Reply): this {
     const before = this.reply;
-    this.reply = before ? (v, t) => (before(v, t), f(v, t)) : f;
+    this.reply = before
+      ? (v, t) => {
+          before(v, t);
+          f(v, t);
+        }
+      : f;
     return this;
   }
   resume(): this {
@@ -136,8 +142,16 @@ export function access(s: string): number {
   let bits = s.includes("-") ? 0 : abi.HVI_ACCESS_GVA;
   for (const c of s) {
     bits |=
-      { r: abi.HVI_R, w: abi.HVI_W, x: abi.HVI_X, e: abi.HVI_ACCESS_EVENT, k: abi.HVI_ACCESS_WALK,
-        u: abi.HVI_ACCESS_USER, n: abi.HVI_ACCESS_NO_RAM, "-": 0 }[c] ?? 0;
+      {
+        r: abi.HVI_R,
+        w: abi.HVI_W,
+        x: abi.HVI_X,
+        e: abi.HVI_ACCESS_EVENT,
+        k: abi.HVI_ACCESS_WALK,
+        u: abi.HVI_ACCESS_USER,
+        n: abi.HVI_ACCESS_NO_RAM,
+        "-": 0,
+      }[c] ?? 0;
   }
   return bits;
 }

@@ -2,20 +2,25 @@
 /** A vCPU's registers by name, as unsigned 64-bit BigInts: tests want exactness, not speed. */
 import * as abi from "../../src/bridge/abi.ts";
 import type { Vcpu } from "../../src/bridge/index.ts";
-import {
-  GDT,
-  IDT,
-  type Mode,
-  SEL,
-  STACK,
-  STACK_USER,
-  TABLES,
-  TSS,
-} from "./layout.ts";
+import { GDT, IDT, type Mode, SEL, STACK, STACK_USER, TABLES, TSS } from "./layout.ts";
 
 const GPR_NAMES = [
-  "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
-  "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
+  "rax",
+  "rcx",
+  "rdx",
+  "rbx",
+  "rsp",
+  "rbp",
+  "rsi",
+  "rdi",
+  "r8",
+  "r9",
+  "r10",
+  "r11",
+  "r12",
+  "r13",
+  "r14",
+  "r15",
 ] as const;
 
 const PLAIN = {
@@ -66,7 +71,12 @@ const SEGMENTS = {
 
 type GprName = (typeof GPR_NAMES)[number];
 /** "flags" are CF, PF, ZF, SF and OF of RFLAGS. */
-export type RegName = "flags" | GprName | keyof typeof PLAIN | keyof typeof NARROW | keyof typeof SEGMENTS;
+export type RegName =
+  | "flags"
+  | GprName
+  | keyof typeof PLAIN
+  | keyof typeof NARROW
+  | keyof typeof SEGMENTS;
 /** Register values; a segment's is its selector. */
 export type Regs = Partial<Record<RegName, number | bigint>>;
 
@@ -104,7 +114,9 @@ export class Cpu {
     if (gpr >= 0) return this.u64(abi.VCPU_GPR + 8 * gpr);
     if (name in PLAIN) return this.u64(PLAIN[name as keyof typeof PLAIN][0]);
     if (name in NARROW) return BigInt(this.u32(NARROW[name as keyof typeof NARROW][0]));
-    return BigInt(this.view.getUint16(SEGMENTS[name as keyof typeof SEGMENTS] + abi.SEGMENT_SELECTOR, true));
+    return BigInt(
+      this.view.getUint16(SEGMENTS[name as keyof typeof SEGMENTS] + abi.SEGMENT_SELECTOR, true),
+    );
   }
 
   set(name: RegName, value: number | bigint): void {
@@ -129,7 +141,13 @@ export class Cpu {
     for (const [name, value] of Object.entries(regs)) this.set(name as RegName, value);
   }
 
-  segment(name: keyof typeof SEGMENTS, selector: number, base: number | bigint, limit: number, access: number): void {
+  segment(
+    name: keyof typeof SEGMENTS,
+    selector: number,
+    base: number | bigint,
+    limit: number,
+    access: number,
+  ): void {
     const at = SEGMENTS[name];
     this.put64(at + abi.SEGMENT_BASE, base);
     this.put32(at + abi.SEGMENT_LIMIT, limit);
@@ -140,16 +158,28 @@ export class Cpu {
 
   private flat(code: number, codeAccess: number, data: number, dataAccess: number): void {
     this.segment("cs", code, 0, 0xffffffff, codeAccess);
-    for (const s of ["ss", "ds", "es", "fs", "gs"] as const) this.segment(s, data, 0, 0xffffffff, dataAccess);
+    for (const s of ["ss", "ds", "es", "fs", "gs"] as const)
+      this.segment(s, data, 0, 0xffffffff, dataAccess);
   }
 
   /** The state in which each case of a mode starts; the runner then sets what the case asks. */
   init(mode: Mode, avx: boolean): void {
     for (const r of GPR_NAMES) this.set(r, 0);
     this.setAll({
-      rflags: 2, rsp: STACK - 0x100, cr2: 0, cr3: TABLES, cr8: 0,
-      gdtBase: GDT, gdtLimit: 0xfff, idtBase: IDT, idtLimit: 0xfff,
-      dr6: 0xffff0ff0, dr7: 0x400, mpState: abi.HVI_MP_RUNNING, interruptibility: 0, pat: 0x0007040600070406n,
+      rflags: 2,
+      rsp: STACK - 0x100,
+      cr2: 0,
+      cr3: TABLES,
+      cr8: 0,
+      gdtBase: GDT,
+      gdtLimit: 0xfff,
+      idtBase: IDT,
+      idtLimit: 0xfff,
+      dr6: 0xffff0ff0,
+      dr7: 0x400,
+      mpState: abi.HVI_MP_RUNNING,
+      interruptibility: 0,
+      pat: 0x0007040600070406n,
     });
     this.segment("ldtr", 0, 0, 0, abi.HVI_SEG_UNUSABLE);
     this.segment("tr", SEL.tss, TSS, 0x67, 0x8b);
@@ -162,7 +192,16 @@ export class Cpu {
         this.setAll({ rsp: STACK_USER - 0x100, rflags: 0x3002 });
       }
     } else if (mode === "real") {
-      this.setAll({ cr0: 0x10, cr3: 0, cr4: 0x600, efer: 0, xcr0: 1, rsp: 0x7000, idtBase: 0, idtLimit: 0x3ff });
+      this.setAll({
+        cr0: 0x10,
+        cr3: 0,
+        cr4: 0x600,
+        efer: 0,
+        xcr0: 1,
+        rsp: 0x7000,
+        idtBase: 0,
+        idtLimit: 0x3ff,
+      });
       this.segment("cs", 0, 0, 0xffff, 0x9b);
       for (const s of ["ss", "ds", "es", "fs", "gs"] as const) this.segment(s, 0, 0, 0xffff, 0x93);
     } else {
@@ -183,4 +222,3 @@ export class Cpu {
     return `${shown.join(" ")} rflags=${hex(this.get("rflags") & FLAGS_SHOWN)}`;
   }
 }
-

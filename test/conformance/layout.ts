@@ -175,7 +175,11 @@ function gdt(t: Bench, long: boolean): void {
 }
 
 /** One gate: 16 bytes in long mode, 8 in protected mode, 4 in real mode. `present` false leaves P clear. */
-export function gate(t: Bench, vector: number, o: { present?: boolean; ist?: number; handler?: number } = {}): void {
+export function gate(
+  t: Bench,
+  vector: number,
+  o: { present?: boolean; ist?: number; handler?: number } = {},
+): void {
   const h = o.handler ?? t.symbol("handlers") + 16 * vector;
   const p = o.present === false ? 0x6e00 : 0xee00;
   if (t.mode === "real") {

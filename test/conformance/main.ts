@@ -40,7 +40,9 @@ export function conformance(o: Options): number {
   }
   const failed = results.filter((r) => r.failures.length > 0).length;
   const skipped = results.filter((r) => r.skipped).length;
-  o.print(`conformance on ${o.backend}: ${results.length - failed - skipped} passed, ${failed} failed, ${skipped} not supported`);
+  o.print(
+    `conformance on ${o.backend}: ${results.length - failed - skipped} passed, ${failed} failed, ${skipped} not supported`,
+  );
   return failed;
 }
 

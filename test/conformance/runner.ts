@@ -23,7 +23,9 @@ const MAX_EXITS = 20_000;
 const ERROR_CODE_VECTORS = new Set([8, 10, 11, 12, 13, 14, 17]);
 
 function accessText(a: number): string {
-  const kinds = [a & abi.HVI_R ? "r" : "", a & abi.HVI_W ? "w" : "", a & abi.HVI_X ? "x" : ""].join("");
+  const kinds = [a & abi.HVI_R ? "r" : "", a & abi.HVI_W ? "w" : "", a & abi.HVI_X ? "x" : ""].join(
+    "",
+  );
   const more = [
     a & abi.HVI_ACCESS_WALK ? "+walk" : "",
     a & abi.HVI_ACCESS_NO_RAM ? "+noram" : "",
@@ -48,7 +50,8 @@ function readFrame(t: Bench, cpu: Cpu, vector: number): Frame {
   const slot = t.image === "long" ? 8 : t.mode === "real" ? 2 : 4;
   let sp = t.phys(cpu.get("rsp"));
   const read = (): bigint => {
-    const v = slot === 8 ? t.get64(sp) : slot === 4 ? BigInt(t.get32(sp)) : BigInt(t.get32(sp) & 0xffff);
+    const v =
+      slot === 8 ? t.get64(sp) : slot === 4 ? BigInt(t.get32(sp)) : BigInt(t.get32(sp) & 0xffff);
     sp += slot;
     return v;
   };
@@ -135,7 +138,9 @@ function compare(t: Bench, cpu: Cpu, want: Want): string[] {
   const u32 = (o: number) => cpu.u32(o);
   const reason = u32(abi.EXIT_REASON);
   if (reason !== want.reason) {
-    return [`reason is ${abi.hviExitReasonNames[reason]}, should be ${abi.hviExitReasonNames[want.reason]}`];
+    return [
+      `reason is ${abi.hviExitReasonNames[reason]}, should be ${abi.hviExitReasonNames[want.reason]}`,
+    ];
   }
   const gpa = cpu.u64(abi.EXIT_GPA);
   const gva = cpu.u64(abi.EXIT_GVA);
@@ -152,7 +157,8 @@ function compare(t: Bench, cpu: Cpu, want: Want): string[] {
   }
   same("rights", u32(abi.EXIT_RIGHTS), want.rights);
   // A backend that does not decode says 0.
-  if (u32(abi.EXIT_SIZE) !== 0 || reason !== abi.HVI_EXIT_EPT) same("size", u32(abi.EXIT_SIZE), want.size);
+  if (u32(abi.EXIT_SIZE) !== 0 || reason !== abi.HVI_EXIT_EPT)
+    same("size", u32(abi.EXIT_SIZE), want.size);
   same("number", u32(abi.EXIT_NUMBER), want.number);
   same("value", cpu.u64(abi.EXIT_VALUE), want.value);
   same("old", cpu.u64(abi.EXIT_OLD), want.old);
@@ -161,7 +167,8 @@ function compare(t: Bench, cpu: Cpu, want: Want): string[] {
   same("view", u32(abi.EXIT_VIEW), want.view);
   same("rip", cpu.get("rip"), typeof want.rip === "string" ? t.symbol(want.rip) : want.rip);
   same("event status", u32(abi.EVENT_STATUS), want.eventStatus);
-  for (const [name, value] of Object.entries(want.regs ?? {})) same(name, cpu.get(name as RegName), value);
+  for (const [name, value] of Object.entries(want.regs ?? {}))
+    same(name, cpu.get(name as RegName), value);
   if (want.frame) {
     const f = readFrame(t, cpu, want.frame.vector);
     if (want.frame.error !== undefined) same("pushed error code", f.error ?? -1n, want.frame.error);
@@ -180,7 +187,8 @@ function isDone(cpu: Cpu): boolean {
 function scriptsOf(c: Case, t: Bench): Step[][] {
   const scripts = c.scripts ? at(c.scripts, t).map((s) => [...s]) : [[...at(c.script, t)]];
   if (c.done !== false) {
-    for (const s of scripts) s.push(new Step(() => ({ reason: abi.HVI_EXIT_IO, number: PORT_DONE })));
+    for (const s of scripts)
+      s.push(new Step(() => ({ reason: abi.HVI_EXIT_IO, number: PORT_DONE })));
   }
   return scripts;
 }
@@ -208,8 +216,13 @@ function drive(c: Case, t: Bench, lines: string[][], failures: string[]): void {
       return;
     }
     const start = c.entry ?? "nothing";
-    const instructionExit = want.reason === abi.HVI_EXIT_EPT && want.rip === undefined && !want.frame;
-    const bad = compare(t, cpu, first && instructionExit && c.entry ? { ...want, rip: start } : want);
+    const instructionExit =
+      want.reason === abi.HVI_EXIT_EPT && want.rip === undefined && !want.frame;
+    const bad = compare(
+      t,
+      cpu,
+      first && instructionExit && c.entry ? { ...want, rip: start } : want,
+    );
     for (const b of bad) failures.push(`vCPU ${i}, exit ${at[i]}: ${b}`);
     if (bad.length > 0) {
       failures.push(`  the exit: ${line}`);
@@ -227,7 +240,8 @@ export function runCase(c: Case, backend: BackendName, images: ImageSource): Res
   const lines: string[][] = Array.from({ length: vcpus }, () => []);
   const failures: string[] = [];
   const result = (skipped: boolean): Result => {
-    const transcript = vcpus === 1 ? lines[0]! : lines.flatMap((l, i) => l.map((s) => `vcpu${i} ${s}`));
+    const transcript =
+      vcpus === 1 ? lines[0]! : lines.flatMap((l, i) => l.map((s) => `vcpu${i} ${s}`));
     return { name: c.name, transcript, failures, skipped };
   };
   let t: Bench | undefined;
@@ -247,12 +261,14 @@ export function runCase(c: Case, backend: BackendName, images: ImageSource): Res
     if (failures.length === 0) {
       for (const [name, value] of Object.entries(c.end ? at(c.end, t) : {})) {
         const have = t.cpu.get(name as RegName);
-        if (have !== u64(value)) failures.push(`at the end ${name} is ${hex(have)}, should be ${hex(value)}`);
+        if (have !== u64(value))
+          failures.push(`at the end ${name} is ${hex(have)}, should be ${hex(value)}`);
       }
       for (const [gpa, bytes] of c.memory ? at(c.memory, t) : []) {
         const should = bytes.replace(/\s+/g, "");
         const have = t.peek(gpa, should.length / 2);
-        if (have !== should) failures.push(`at the end memory ${hex(gpa)} is ${have}, should be ${should}`);
+        if (have !== should)
+          failures.push(`at the end memory ${hex(gpa)} is ${have}, should be ${should}`);
       }
       const more = c.check?.(t);
       if (more) failures.push(more);

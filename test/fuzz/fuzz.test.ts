@@ -16,7 +16,13 @@ beforeAll(() => {
 test("10 million instructions of hostile guests and callers break nothing", () => {
   const seed = process.env.HVI_FUZZ_SEED ?? "1";
   const run = Bun.spawnSync([
-    `${root}/build/fuzz`, "--instructions", "10000000", "--seconds", "60", "--seed", seed,
+    `${root}/build/fuzz`,
+    "--instructions",
+    "10000000",
+    "--seconds",
+    "60",
+    "--seed",
+    seed,
   ]);
   expect(run.stderr.toString()).toBe("");
   expect(run.exitCode).toBe(0);

@@ -1,16 +1,20 @@
 // SPDX-License-Identifier: MIT
 /** A8 for explicit accesses: every size, inside a page and across two, with every reply. */
+
+import * as abi from "../../../src/bridge/abi.ts";
 import { type Bench, fromHex, le, pattern } from "../bench.ts";
 import { type Case, ept, exit, type Step, trap } from "../case.ts";
 import { WALK } from "../layout.ts";
-import * as abi from "../../../src/bridge/abi.ts";
 import { R, RWX, setYmm0, VALUE, X, ymm0 } from "./words.ts";
 
 const SIZES = [1, 2, 4, 8, 16, 32];
 const needs = (size: number) => (size === 32 ? ("avx" as const) : undefined);
 
 /** RAX and YMM0 hold the bytes 11 22 33 ... that a store of any size writes. */
-const STORED = "1122334455667788 99aabbccddeeff00 0102030405060708 090a0b0c0d0e0f10".replace(/ /g, "");
+const STORED = "1122334455667788 99aabbccddeeff00 0102030405060708 090a0b0c0d0e0f10".replace(
+  / /g,
+  "",
+);
 const storeOf = (size: number) => STORED.slice(0, 2 * size);
 const BEFORE = (size: number) => pattern(size, 0xc0);
 
@@ -19,7 +23,14 @@ function loadVector(t: Bench, size: number): void {
 }
 
 /** A store to page 0 that the view forbids. */
-function store(name: string, size: number, offset: number, script: (t: Bench) => Step[], written: boolean, more: Partial<Case> = {}): Case {
+function store(
+  name: string,
+  size: number,
+  offset: number,
+  script: (t: Bench) => Step[],
+  written: boolean,
+  more: Partial<Case> = {},
+): Case {
   return {
     name: `store.${size}.${name}`,
     entry: `st${size}`,
@@ -46,7 +57,13 @@ function storeReplies(size: number): Case[] {
     store("retry", size, o, (t) => [v(t).retryWith(RWX)], true),
     store("scratch", size, o, (t) => [v(t).scratch()], false),
     // A write to a page given to EMULATE behaves as SCRATCH when it is not writable.
-    store("emulate", size, o, (t) => [v(t).do((c, b) => c.emulate(b.p(0, o), fromHex(pattern(size))))], false),
+    store(
+      "emulate",
+      size,
+      o,
+      (t) => [v(t).do((c, b) => c.emulate(b.p(0, o), fromHex(pattern(size))))],
+      false,
+    ),
     store("step", size, o, (t) => [v(t).step(1)], true, {
       setup: (t) => {
         loadVector(t, size);
@@ -56,7 +73,13 @@ function storeReplies(size: number): Case[] {
         if (view !== 1) throw new Error(`the first view made is ${view}`);
       },
     }),
-    store("last-bytes-of-page", size, 0x1000 - size, (t) => [ept("w", t.p(0, 0x1000 - size), { size, rights: R }).scratch()], false),
+    store(
+      "last-bytes-of-page",
+      size,
+      0x1000 - size,
+      (t) => [ept("w", t.p(0, 0x1000 - size), { size, rights: R }).scratch()],
+      false,
+    ),
   ];
 }
 
@@ -103,7 +126,14 @@ function loaded(size: number, bytes: string): Partial<Case> {
   };
 }
 
-function load(name: string, size: number, offset: number, rights: [number, number], script: (t: Bench) => Step[], result: string): Case {
+function load(
+  name: string,
+  size: number,
+  offset: number,
+  rights: [number, number],
+  script: (t: Bench) => Step[],
+  result: string,
+): Case {
   return {
     name: `load.${size}.${name}`,
     entry: `ld${size}`,
@@ -131,11 +161,25 @@ function loadReplies(size: number): Case[] {
     load("resume", size, o, [0, RWX], (t) => [v(t).resume()], BEFORE(size)),
     load("retry", size, o, [0, RWX], (t) => [v(t).retryWith(R)], BEFORE(size)),
     load("skip", size, o, [0, RWX], (t) => [v(t).skip()], "00".repeat(size)),
-    load("emulate", size, o, [0, RWX], (t) => [v(t).do((c, b) => c.emulate(b.p(0, o), fake(size)))], FAKE(size)),
+    load(
+      "emulate",
+      size,
+      o,
+      [0, RWX],
+      (t) => [v(t).do((c, b) => c.emulate(b.p(0, o), fake(size)))],
+      FAKE(size),
+    ),
     // SCRATCH drops writes only: a read is made.
     load("scratch", size, o, [0, RWX], (t) => [v(t).scratch()], BEFORE(size)),
     {
-      ...load("step", size, o, [0, RWX], (t) => [v(t).step(1, true), exit(abi.HVI_EXIT_STEP, { view: 0 }).resume()], BEFORE(size)),
+      ...load(
+        "step",
+        size,
+        o,
+        [0, RWX],
+        (t) => [v(t).step(1, true), exit(abi.HVI_EXIT_STEP, { view: 0 }).resume()],
+        BEFORE(size),
+      ),
       setup: (t) => {
         t.poke(t.p(0, o), BEFORE(size));
         t.vm.createView(0);
@@ -154,25 +198,50 @@ function crossingLoads(size: number): Case[] {
   const first = (t: Bench) => ept("r", t.p(0, o), { rights: 0 });
   const second = (t: Bench) => ept("r", t.p(1), { rights: 0 });
   return [
-    load("crossing.emulate-free", size, o, [0, RWX],
+    load(
+      "crossing.emulate-free",
+      size,
+      o,
+      [0, RWX],
       (t) => [first(t).do((c, b) => c.emulate(b.p(0, o), low))],
-      FAKE(size).slice(0, size) + old.slice(size)),
-    load("crossing.free-emulate", size, o, [RWX, 0],
+      FAKE(size).slice(0, size) + old.slice(size),
+    ),
+    load(
+      "crossing.free-emulate",
+      size,
+      o,
+      [RWX, 0],
       (t) => [second(t).do((c, b) => c.emulate(b.p(1), high))],
-      old.slice(0, size) + FAKE(size).slice(size)),
-    load("crossing.emulate-emulate", size, o, [0, 0],
+      old.slice(0, size) + FAKE(size).slice(size),
+    ),
+    load(
+      "crossing.emulate-emulate",
+      size,
+      o,
+      [0, 0],
       (t) => [
         first(t).do((c, b) => c.emulate(b.p(0, o), low)),
         second(t).do((c, b) => c.emulate(b.p(1), high)),
       ],
-      FAKE(size)),
+      FAKE(size),
+    ),
     // One reply with both parts: the second page is free, and still reads as told.
-    load("crossing.two-ranges", size, o, [0, RWX],
+    load(
+      "crossing.two-ranges",
+      size,
+      o,
+      [0, RWX],
       (t) => [first(t).do((c, b) => c.emulate(b.p(0, o), fake(size), b.p(1), half))],
-      FAKE(size)),
-    load("crossing.resume-emulate", size, o, [0, 0],
+      FAKE(size),
+    ),
+    load(
+      "crossing.resume-emulate",
+      size,
+      o,
+      [0, 0],
       (t) => [first(t).resume(), second(t).do((c, b) => c.emulate(b.p(1), high))],
-      old.slice(0, size) + FAKE(size).slice(size)),
+      old.slice(0, size) + FAKE(size).slice(size),
+    ),
   ];
 }
 
@@ -193,17 +262,66 @@ const SF = 0x80;
 const OF = 0x800;
 const M = 0xffffffffffffffffn;
 const RMW: Rmw[] = [
-  { entry: "add1", size: 1, memory: 0xffn, regs: { rax: 1 }, result: 0n, end: { flags: CF | PF | ZF } },
-  { entry: "add2", size: 2, memory: 0x7fffn, regs: { rax: 1 }, result: 0x8000n, end: { flags: PF | SF | OF } },
-  { entry: "add4", size: 4, memory: 0xfffffffen, regs: { rax: 1 }, result: 0xffffffffn, end: { flags: PF | SF } },
+  {
+    entry: "add1",
+    size: 1,
+    memory: 0xffn,
+    regs: { rax: 1 },
+    result: 0n,
+    end: { flags: CF | PF | ZF },
+  },
+  {
+    entry: "add2",
+    size: 2,
+    memory: 0x7fffn,
+    regs: { rax: 1 },
+    result: 0x8000n,
+    end: { flags: PF | SF | OF },
+  },
+  {
+    entry: "add4",
+    size: 4,
+    memory: 0xfffffffen,
+    regs: { rax: 1 },
+    result: 0xffffffffn,
+    end: { flags: PF | SF },
+  },
   { entry: "add8", size: 8, memory: 0x10n, regs: { rax: 0x20 }, result: 0x30n, end: { flags: PF } },
   { entry: "sub8", size: 8, memory: 0n, regs: { rax: 1 }, result: M, end: { flags: CF | PF | SF } },
-  { entry: "adc8", size: 8, memory: 1n, regs: { rax: 2, rflags: 3 }, result: 4n, end: { flags: 0 } },
-  { entry: "sbb8", size: 8, memory: 5n, regs: { rax: 2, rflags: 3 }, result: 2n, end: { flags: 0 } },
-  { entry: "and8", size: 8, memory: 0xf0n, regs: { rax: 0x0f }, result: 0n, end: { flags: PF | ZF } },
+  {
+    entry: "adc8",
+    size: 8,
+    memory: 1n,
+    regs: { rax: 2, rflags: 3 },
+    result: 4n,
+    end: { flags: 0 },
+  },
+  {
+    entry: "sbb8",
+    size: 8,
+    memory: 5n,
+    regs: { rax: 2, rflags: 3 },
+    result: 2n,
+    end: { flags: 0 },
+  },
+  {
+    entry: "and8",
+    size: 8,
+    memory: 0xf0n,
+    regs: { rax: 0x0f },
+    result: 0n,
+    end: { flags: PF | ZF },
+  },
   { entry: "or8", size: 8, memory: 0xf0n, regs: { rax: 0x0f }, result: 0xffn, end: { flags: PF } },
   { entry: "xor8", size: 8, memory: 0xffn, regs: { rax: 0x0f }, result: 0xf0n, end: { flags: PF } },
-  { entry: "inc8", size: 8, memory: M, regs: { rflags: 3 }, result: 0n, end: { flags: CF | PF | ZF } },
+  {
+    entry: "inc8",
+    size: 8,
+    memory: M,
+    regs: { rflags: 3 },
+    result: 0n,
+    end: { flags: CF | PF | ZF },
+  },
   { entry: "dec4", size: 4, memory: 1n, regs: {}, result: 0n, end: { flags: PF | ZF } },
   { entry: "not8", size: 8, memory: 0n, regs: {}, result: M, end: { flags: 0 } },
   { entry: "neg8", size: 8, memory: 1n, regs: {}, result: M, end: { flags: CF | PF | SF } },
@@ -212,23 +330,107 @@ const RMW: Rmw[] = [
   { entry: "rcr8", size: 8, memory: 0n, regs: { rflags: 3 }, result: 1n << 63n, end: {} },
   { entry: "shld8", size: 8, memory: 1n, regs: { rax: 0xabn << 56n }, result: 0x1abn, end: {} },
   { entry: "bts8", size: 8, memory: 0x20n, regs: {}, result: 0x20n, end: {} },
-  { entry: "xchg1", size: 1, memory: 0x5an, regs: { rax: 0x77 }, result: 0x77n, end: { rax: 0x5a, flags: 0 } },
-  { entry: "xchg2", size: 2, memory: 0x5a5bn, regs: { rax: 0x7777 }, result: 0x7777n, end: { rax: 0x5a5b } },
-  { entry: "xchg4", size: 4, memory: 0x5a5b5c5dn, regs: { rax: 0x77777777 }, result: 0x77777777n, end: { rax: 0x5a5b5c5d } },
-  { entry: "xchg8", size: 8, memory: VALUE, regs: { rax: 1 }, result: 1n, end: { rax: VALUE, flags: 0 } },
-  { entry: "cmpxchg8", size: 8, memory: 5n, regs: { rax: 5, rbx: 9 }, result: 9n, end: { rax: 5, flags: ZF | PF } },
+  {
+    entry: "xchg1",
+    size: 1,
+    memory: 0x5an,
+    regs: { rax: 0x77 },
+    result: 0x77n,
+    end: { rax: 0x5a, flags: 0 },
+  },
+  {
+    entry: "xchg2",
+    size: 2,
+    memory: 0x5a5bn,
+    regs: { rax: 0x7777 },
+    result: 0x7777n,
+    end: { rax: 0x5a5b },
+  },
+  {
+    entry: "xchg4",
+    size: 4,
+    memory: 0x5a5b5c5dn,
+    regs: { rax: 0x77777777 },
+    result: 0x77777777n,
+    end: { rax: 0x5a5b5c5d },
+  },
+  {
+    entry: "xchg8",
+    size: 8,
+    memory: VALUE,
+    regs: { rax: 1 },
+    result: 1n,
+    end: { rax: VALUE, flags: 0 },
+  },
+  {
+    entry: "cmpxchg8",
+    size: 8,
+    memory: 5n,
+    regs: { rax: 5, rbx: 9 },
+    result: 9n,
+    end: { rax: 5, flags: ZF | PF },
+  },
   { entry: "lock_add1", size: 1, memory: 1n, regs: { rax: 2 }, result: 3n, end: { flags: PF } },
   { entry: "lock_add2", size: 2, memory: 1n, regs: { rax: 2 }, result: 3n, end: { flags: PF } },
   { entry: "lock_add4", size: 4, memory: 1n, regs: { rax: 2 }, result: 3n, end: { flags: PF } },
   { entry: "lock_add8", size: 8, memory: 1n, regs: { rax: 2 }, result: 3n, end: { flags: PF } },
-  { entry: "lock_inc4", size: 4, memory: 0x7fffffffn, regs: {}, result: 0x80000000n, end: { flags: PF | SF | OF } },
+  {
+    entry: "lock_inc4",
+    size: 4,
+    memory: 0x7fffffffn,
+    regs: {},
+    result: 0x80000000n,
+    end: { flags: PF | SF | OF },
+  },
   { entry: "lock_bts8", size: 8, memory: 0n, regs: { rflags: 3 }, result: 0x20n, end: {} },
-  { entry: "lock_neg8", size: 8, memory: 0n, regs: { rflags: 3 }, result: 0n, end: { flags: PF | ZF } },
-  { entry: "lock_xadd4", size: 4, memory: 7n, regs: { rax: 3 }, result: 10n, end: { rax: 7, flags: PF } },
-  { entry: "lock_xadd8", size: 8, memory: 7n, regs: { rax: 3 }, result: 10n, end: { rax: 7, flags: PF } },
-  { entry: "lock_cmpxchg4", size: 4, memory: 5n, regs: { rax: 5, rbx: 9 }, result: 9n, end: { rax: 5, flags: ZF | PF } },
-  { entry: "lock_cmpxchg8", size: 8, memory: 6n, regs: { rax: 5, rbx: 9 }, result: 6n, end: { rax: 6, flags: CF | PF | SF } },
-  { entry: "lock_cmpxchg8b", size: 8, memory: 0x200000001n, regs: { rax: 1, rdx: 2, rbx: 3, rcx: 4 }, result: 0x400000003n, end: { rax: 1, rdx: 2, flags: ZF } },
+  {
+    entry: "lock_neg8",
+    size: 8,
+    memory: 0n,
+    regs: { rflags: 3 },
+    result: 0n,
+    end: { flags: PF | ZF },
+  },
+  {
+    entry: "lock_xadd4",
+    size: 4,
+    memory: 7n,
+    regs: { rax: 3 },
+    result: 10n,
+    end: { rax: 7, flags: PF },
+  },
+  {
+    entry: "lock_xadd8",
+    size: 8,
+    memory: 7n,
+    regs: { rax: 3 },
+    result: 10n,
+    end: { rax: 7, flags: PF },
+  },
+  {
+    entry: "lock_cmpxchg4",
+    size: 4,
+    memory: 5n,
+    regs: { rax: 5, rbx: 9 },
+    result: 9n,
+    end: { rax: 5, flags: ZF | PF },
+  },
+  {
+    entry: "lock_cmpxchg8",
+    size: 8,
+    memory: 6n,
+    regs: { rax: 5, rbx: 9 },
+    result: 6n,
+    end: { rax: 6, flags: CF | PF | SF },
+  },
+  {
+    entry: "lock_cmpxchg8b",
+    size: 8,
+    memory: 0x200000001n,
+    regs: { rax: 1, rdx: 2, rbx: 3, rcx: 4 },
+    result: 0x400000003n,
+    end: { rax: 1, rdx: 2, flags: ZF },
+  },
 ];
 
 function rmwCase(r: Rmw, how: "resume" | "scratch" | "emulate"): Case {
@@ -334,7 +536,11 @@ const others: Case[] = [
       t.rights(t.p(0), 0);
     },
     // 1.0 + 2.0
-    script: (t) => [ept("r", t.p(0, 0x20), { size: 16, rights: 0 }).do((c, b) => c.emulate(b.p(0, 0x20), fromHex("00000040".repeat(4))))],
+    script: (t) => [
+      ept("r", t.p(0, 0x20), { size: 16, rights: 0 }).do((c, b) =>
+        c.emulate(b.p(0, 0x20), fromHex("00000040".repeat(4))),
+      ),
+    ],
     check: (t) => (ymm0(t, 16) === "00004040".repeat(4) ? undefined : `XMM0 is ${ymm0(t, 16)}`),
   },
   ...(
@@ -353,7 +559,11 @@ const others: Case[] = [
       regs: (t) => ({ ...regs, rsi: t.d(0, 0x20) }),
       setup: (t) => t.rights(t.p(0), X),
       needs: "exec-only",
-      script: (t) => [ept("r", t.p(0, 0x20), { size, rights: X }).do((c, b) => c.emulate(b.p(0, 0x20), fromHex(bytes)))],
+      script: (t) => [
+        ept("r", t.p(0, 0x20), { size, rights: X }).do((c, b) =>
+          c.emulate(b.p(0, 0x20), fromHex(bytes)),
+        ),
+      ],
       end,
       brief: entry === "mul8" || entry === "div8",
     }),

@@ -9,7 +9,10 @@ import { VALUE } from "./words.ts";
 
 const SP = STACK - 0x100;
 const LSTAR = 0xc0000082;
-const on = (kind: number, index = 0, mask = 1) => (t: Bench) => t.vm.intercept(kind, index, mask);
+const on =
+  (kind: number, index = 0, mask = 1) =>
+  (t: Bench) =>
+    t.vm.intercept(kind, index, mask);
 /** The handler's frame names `done`, so that a fault's handler goes there. */
 const leave = (s: Step): Step =>
   s.do((_, t) => {
@@ -30,7 +33,11 @@ const msrs: Case[] = [
     entry: "rdmsr",
     regs: { rcx: LSTAR },
     setup: on(abi.HVI_INTERCEPT_MSR_READ, LSTAR),
-    script: [exit(abi.HVI_EXIT_MSR_READ, { number: LSTAR }).do((_, t) => t.cpu.setAll({ rax: 0x1234, rdx: 0x5678 })).skip()],
+    script: [
+      exit(abi.HVI_EXIT_MSR_READ, { number: LSTAR })
+        .do((_, t) => t.cpu.setAll({ rax: 0x1234, rdx: 0x5678 }))
+        .skip(),
+    ],
     end: { rax: 0x1234, rdx: 0x5678 },
   },
   {
@@ -57,7 +64,11 @@ const msrs: Case[] = [
     regs: { rcx: LSTAR },
     setup: on(abi.HVI_INTERCEPT_MSR_READ, LSTAR),
     script: [
-      exit(abi.HVI_EXIT_MSR_READ, { number: LSTAR }).inject({ type: abi.HVI_EVENT_EXCEPTION, vector: 13, error: 0 }),
+      exit(abi.HVI_EXIT_MSR_READ, { number: LSTAR }).inject({
+        type: abi.HVI_EVENT_EXCEPTION,
+        vector: 13,
+        error: 0,
+      }),
       leave(trap(13, { error: 0, rip: "rdmsr" })),
     ],
   },
@@ -67,7 +78,13 @@ const msrs: Case[] = [
     regs: { rcx: LSTAR, rax: 0x81000000, rdx: 0xffffffff, lstar: 0xffffffff80000000n },
     setup: on(abi.HVI_INTERCEPT_MSR_WRITE, LSTAR),
     script: [
-      exit(abi.HVI_EXIT_MSR_WRITE, { number: LSTAR, value: 0xffffffff81000000n, old: 0xffffffff80000000n, insnLen: 2, rip: "wrmsr" }).resume(),
+      exit(abi.HVI_EXIT_MSR_WRITE, {
+        number: LSTAR,
+        value: 0xffffffff81000000n,
+        old: 0xffffffff80000000n,
+        insnLen: 2,
+        rip: "wrmsr",
+      }).resume(),
     ],
     end: { lstar: 0xffffffff81000000n },
   },
@@ -76,7 +93,11 @@ const msrs: Case[] = [
     entry: "wrmsr",
     regs: { rcx: LSTAR, rax: 1 },
     setup: on(abi.HVI_INTERCEPT_MSR_WRITE, LSTAR),
-    script: [exit(abi.HVI_EXIT_MSR_WRITE, { value: 1, old: 0 }).do((v) => v.setExitValue(0x1000, 0)).resume()],
+    script: [
+      exit(abi.HVI_EXIT_MSR_WRITE, { value: 1, old: 0 })
+        .do((v) => v.setExitValue(0x1000, 0))
+        .resume(),
+    ],
     end: { lstar: 0x1000 },
   },
   {
@@ -120,7 +141,15 @@ const controls: Case[] = [
     entry: "mov_cr0",
     regs: { rax: (CR0 | 8) >>> 0 },
     setup: on(abi.HVI_INTERCEPT_CR0_WRITE, 0, 8),
-    script: [exit(abi.HVI_EXIT_CR_WRITE, { number: 0, value: (CR0 | 8) >>> 0, old: CR0, insnLen: 3, rip: "mov_cr0" }).resume()],
+    script: [
+      exit(abi.HVI_EXIT_CR_WRITE, {
+        number: 0,
+        value: (CR0 | 8) >>> 0,
+        old: CR0,
+        insnLen: 3,
+        rip: "mov_cr0",
+      }).resume(),
+    ],
     end: { cr0: (CR0 | 8) >>> 0 },
   },
   {
@@ -128,7 +157,11 @@ const controls: Case[] = [
     entry: "mov_cr0",
     regs: { rax: (CR0 & ~0x10000) >>> 0 },
     setup: on(abi.HVI_INTERCEPT_CR0_WRITE, 0, 0x10000),
-    script: [exit(abi.HVI_EXIT_CR_WRITE, { number: 0, old: CR0 }).do((v) => v.setExitValue(CR0, 0)).resume()],
+    script: [
+      exit(abi.HVI_EXIT_CR_WRITE, { number: 0, old: CR0 })
+        .do((v) => v.setExitValue(CR0, 0))
+        .resume(),
+    ],
     end: { cr0: CR0 },
   },
   {
@@ -136,7 +169,9 @@ const controls: Case[] = [
     entry: "mov_cr0",
     regs: { rax: (CR0 & ~0x10000) >>> 0 },
     setup: on(abi.HVI_INTERCEPT_CR0_WRITE, 0, 0x10000),
-    script: [exit(abi.HVI_EXIT_CR_WRITE, { number: 0, value: (CR0 & ~0x10000) >>> 0, old: CR0 }).skip()],
+    script: [
+      exit(abi.HVI_EXIT_CR_WRITE, { number: 0, value: (CR0 & ~0x10000) >>> 0, old: CR0 }).skip(),
+    ],
     end: { cr0: CR0 },
   },
   {
@@ -159,7 +194,14 @@ const controls: Case[] = [
     entry: "clts",
     regs: { cr0: (CR0 | 8) >>> 0 },
     setup: on(abi.HVI_INTERCEPT_CR0_WRITE, 0, 8),
-    script: [exit(abi.HVI_EXIT_CR_WRITE, { number: 0, value: CR0, old: (CR0 | 8) >>> 0, insnLen: 2 }).resume()],
+    script: [
+      exit(abi.HVI_EXIT_CR_WRITE, {
+        number: 0,
+        value: CR0,
+        old: (CR0 | 8) >>> 0,
+        insnLen: 2,
+      }).resume(),
+    ],
     end: { cr0: CR0 },
   },
   {
@@ -178,7 +220,14 @@ const controls: Case[] = [
       t.poke(TABLES + 0x8000, t.peek(TABLES, 4096));
       t.vm.intercept(abi.HVI_INTERCEPT_CR3_WRITE, 0, 1);
     },
-    script: [exit(abi.HVI_EXIT_CR_WRITE, { number: 3, value: TABLES + 0x8000, old: TABLES, insnLen: 3 }).resume()],
+    script: [
+      exit(abi.HVI_EXIT_CR_WRITE, {
+        number: 3,
+        value: TABLES + 0x8000,
+        old: TABLES,
+        insnLen: 3,
+      }).resume(),
+    ],
     end: { cr3: TABLES + 0x8000 },
   },
   {
@@ -200,7 +249,9 @@ const controls: Case[] = [
     entry: "mov_cr4",
     regs: { rax: 0x40624 },
     setup: on(abi.HVI_INTERCEPT_CR4_WRITE, 0, 4),
-    script: [exit(abi.HVI_EXIT_CR_WRITE, { number: 4, value: 0x40624, old: 0x40620, insnLen: 3 }).resume()],
+    script: [
+      exit(abi.HVI_EXIT_CR_WRITE, { number: 4, value: 0x40624, old: 0x40620, insnLen: 3 }).resume(),
+    ],
     end: { cr4: 0x40624 },
   },
   {
@@ -276,8 +327,10 @@ const tables: Case[] = DTR.flatMap(([entry, bit, kind]) =>
     const selector = entry === "lldt" ? SEL.ldt : SEL.tssFree;
     const done = how === "resume";
     const end: Record<string, number | bigint> = {};
-    if (entry === "lgdt") Object.assign(end, { gdtBase: done ? 0x9000 : GDT, gdtLimit: done ? 0x7f : 0xfff });
-    if (entry === "lidt") Object.assign(end, { idtBase: done ? 0x9000 : IDT, idtLimit: done ? 0x7f : 0xfff });
+    if (entry === "lgdt")
+      Object.assign(end, { gdtBase: done ? 0x9000 : GDT, gdtLimit: done ? 0x7f : 0xfff });
+    if (entry === "lidt")
+      Object.assign(end, { idtBase: done ? 0x9000 : IDT, idtLimit: done ? 0x7f : 0xfff });
     if (entry === "lldt") end.ldtr = done ? SEL.ldt : 0;
     if (entry === "ltr") end.tr = done ? SEL.tssFree : SEL.tss;
     if (entry === "sldt") end.rax = done ? 0 : 0xeeee;
@@ -301,7 +354,12 @@ const tables: Case[] = DTR.flatMap(([entry, bit, kind]) =>
       end,
       memory: (t) =>
         kind === "store"
-          ? [[t.p(0, 8), done ? le(0xfff, 2) + le(entry === "sgdt" ? GDT : IDT, 8) : "00".repeat(10)]]
+          ? [
+              [
+                t.p(0, 8),
+                done ? le(0xfff, 2) + le(entry === "sgdt" ? GDT : IDT, 8) : "00".repeat(10),
+              ],
+            ]
           : [],
     };
   }),
@@ -323,7 +381,9 @@ const tablesMore: Case[] = [
       t.put32(t.p(0, 2), SEL.ldt);
       t.vm.intercept(abi.HVI_INTERCEPT_DTR, 0, abi.HVI_DTR_LLDT);
     },
-    script: (t) => [exit(abi.HVI_EXIT_DTR, { number: abi.HVI_DTR_LLDT, gva: t.d(0, 2), value: SEL.ldt }).resume()],
+    script: (t) => [
+      exit(abi.HVI_EXIT_DTR, { number: abi.HVI_DTR_LLDT, gva: t.d(0, 2), value: SEL.ldt }).resume(),
+    ],
     end: { ldtr: SEL.ldt },
   },
   {
@@ -343,7 +403,11 @@ const instructions: Case[] = [
     entry: "vmcall",
     regs: { rax: 0x42 },
     setup: on(abi.HVI_INTERCEPT_VMCALL),
-    script: [exit(abi.HVI_EXIT_VMCALL, { insnLen: 3, rip: "vmcall", regs: { rax: 0x42 } }).do((v) => v.setGpr(0, 0x43, 0)).skip()],
+    script: [
+      exit(abi.HVI_EXIT_VMCALL, { insnLen: 3, rip: "vmcall", regs: { rax: 0x42 } })
+        .do((v) => v.setGpr(0, 0x43, 0))
+        .skip(),
+    ],
     end: { rax: 0x43 },
   },
   {
@@ -383,7 +447,11 @@ const instructions: Case[] = [
     entry: "cpuid",
     regs: { rax: 1 },
     setup: on(abi.HVI_INTERCEPT_CPUID),
-    script: [exit(abi.HVI_EXIT_CPUID, { value: 1 }).do((_, t) => t.cpu.setAll({ rax: 1, rbx: 2, rcx: 3, rdx: 4 })).skip()],
+    script: [
+      exit(abi.HVI_EXIT_CPUID, { value: 1 })
+        .do((_, t) => t.cpu.setAll({ rax: 1, rbx: 2, rcx: 3, rdx: 4 }))
+        .skip(),
+    ],
     end: { rax: 1, rbx: 2, rcx: 3, rdx: 4 },
   },
   {
@@ -393,8 +461,24 @@ const instructions: Case[] = [
     setup: (t) =>
       t.vm.setCpuid([
         ...t.vm.supportedCpuid().filter((e) => e.leaf < 0x40000000 || e.leaf >= 0x80000000),
-        { leaf: 0x40000001, index: 1, flags: abi.HVI_CPUID_INDEXED, eax: 1, ebx: 1, ecx: 1, edx: 1 },
-        { leaf: 0x40000001, index: 2, flags: abi.HVI_CPUID_INDEXED, eax: 0xa, ebx: 0xb, ecx: 0xc, edx: 0xd },
+        {
+          leaf: 0x40000001,
+          index: 1,
+          flags: abi.HVI_CPUID_INDEXED,
+          eax: 1,
+          ebx: 1,
+          ecx: 1,
+          edx: 1,
+        },
+        {
+          leaf: 0x40000001,
+          index: 2,
+          flags: abi.HVI_CPUID_INDEXED,
+          eax: 0xa,
+          ebx: 0xb,
+          ecx: 0xc,
+          edx: 0xd,
+        },
       ]),
     script: [],
     end: { rax: 0xa, rbx: 0xb, rcx: 0xc, rdx: 0xd },
@@ -418,7 +502,10 @@ const instructions: Case[] = [
     setup: on(abi.HVI_INTERCEPT_HLT),
     script: (t) => [
       exit(abi.HVI_EXIT_HLT, { insnLen: 1 }).resume(),
-      exit(abi.HVI_EXIT_DEADLINE, { rip: t.symbol("hlt") + 1, regs: { mpState: abi.HVI_MP_HALTED } }),
+      exit(abi.HVI_EXIT_DEADLINE, {
+        rip: t.symbol("hlt") + 1,
+        regs: { mpState: abi.HVI_MP_HALTED },
+      }),
     ],
     budget: 200000,
     done: false,
@@ -426,7 +513,12 @@ const instructions: Case[] = [
   {
     name: "exit.hlt.off-waits-for-deadline",
     entry: "hlt",
-    script: (t) => [exit(abi.HVI_EXIT_DEADLINE, { rip: t.symbol("hlt") + 1, regs: { mpState: abi.HVI_MP_HALTED } })],
+    script: (t) => [
+      exit(abi.HVI_EXIT_DEADLINE, {
+        rip: t.symbol("hlt") + 1,
+        regs: { mpState: abi.HVI_MP_HALTED },
+      }),
+    ],
     budget: 200000,
     done: false,
   },
@@ -440,7 +532,10 @@ const instructions: Case[] = [
   {
     name: "exit.deadline",
     entry: "spin",
-    script: [exit(abi.HVI_EXIT_DEADLINE, { rip: "spin" }).resume(), exit(abi.HVI_EXIT_DEADLINE, { rip: "spin" })],
+    script: [
+      exit(abi.HVI_EXIT_DEADLINE, { rip: "spin" }).resume(),
+      exit(abi.HVI_EXIT_DEADLINE, { rip: "spin" }),
+    ],
     budget: 100000,
     done: false,
   },
@@ -553,7 +648,11 @@ const exceptionReplies: Case[] = [
     entry: "ud2",
     setup: (t) => t.vm.intercept(EXC, 0, 1 << 6),
     script: [
-      exit(abi.HVI_EXIT_EXCEPTION, { number: 6, rip: "ud2" }).inject({ type: abi.HVI_EVENT_EXCEPTION, vector: 13, error: 0x18 }),
+      exit(abi.HVI_EXIT_EXCEPTION, { number: 6, rip: "ud2" }).inject({
+        type: abi.HVI_EVENT_EXCEPTION,
+        vector: 13,
+        error: 0x18,
+      }),
       leave(trap(13, { error: 0x18, rip: "ud2" })),
     ],
   },
@@ -580,7 +679,15 @@ const exceptionReplies: Case[] = [
     mode: "user",
     regs: { rsi: 0x7000000000 },
     setup: (t) => t.vm.intercept(EXC, 0, 1 << 14),
-    script: [exit(abi.HVI_EXIT_EXCEPTION, { number: 14, value: 4, gva: 0x7000000000, rip: "ld8" }).resume(), trap(14, { error: 4, rip: "ld8" })],
+    script: [
+      exit(abi.HVI_EXIT_EXCEPTION, {
+        number: 14,
+        value: 4,
+        gva: 0x7000000000,
+        rip: "ld8",
+      }).resume(),
+      trap(14, { error: 4, rip: "ld8" }),
+    ],
     done: false,
   },
   {
@@ -589,9 +696,11 @@ const exceptionReplies: Case[] = [
     setup: (t) => t.vm.intercept(EXC, 0, 2),
     // The trap comes after the instruction that follows POPFQ.
     script: (t) => [
-      exit(abi.HVI_EXIT_EXCEPTION, { number: 1, rip: t.symbol("tf_nops") + 11 }).do((_, b) => {
-        b.cpu.set("rflags", b.reg("rflags") & ~0x100n);
-      }).retry(),
+      exit(abi.HVI_EXIT_EXCEPTION, { number: 1, rip: t.symbol("tf_nops") + 11 })
+        .do((_, b) => {
+          b.cpu.set("rflags", b.reg("rflags") & ~0x100n);
+        })
+        .retry(),
     ],
   },
   {
@@ -603,35 +712,63 @@ const exceptionReplies: Case[] = [
 ];
 
 const IO: [string, Partial<Case>, Record<string, unknown>][] = [
-  ["out1", { regs: { rdx: 0x3f8, rax: VALUE } }, { number: 0x3f8, size: 1, value: 0x11, flags: 0, insnLen: 1 }],
-  ["out2", { regs: { rdx: 0x1234, rax: VALUE } }, { number: 0x1234, size: 2, value: 0x2211, flags: 0, insnLen: 2 }],
-  ["out4", { regs: { rdx: 0xcf8, rax: VALUE } }, { number: 0xcf8, size: 4, value: 0x44332211, flags: 0, insnLen: 1 }],
-  ["out_imm", { regs: { rax: VALUE } }, { number: 0x42, size: 1, value: 0x11, flags: 0, insnLen: 2 }],
+  [
+    "out1",
+    { regs: { rdx: 0x3f8, rax: VALUE } },
+    { number: 0x3f8, size: 1, value: 0x11, flags: 0, insnLen: 1 },
+  ],
+  [
+    "out2",
+    { regs: { rdx: 0x1234, rax: VALUE } },
+    { number: 0x1234, size: 2, value: 0x2211, flags: 0, insnLen: 2 },
+  ],
+  [
+    "out4",
+    { regs: { rdx: 0xcf8, rax: VALUE } },
+    { number: 0xcf8, size: 4, value: 0x44332211, flags: 0, insnLen: 1 },
+  ],
+  [
+    "out_imm",
+    { regs: { rax: VALUE } },
+    { number: 0x42, size: 1, value: 0x11, flags: 0, insnLen: 2 },
+  ],
 ];
 const io: Case[] = [
-  ...IO.map(([entry, more, want]): Case => ({
-    name: `exit.io.${entry}`,
-    entry,
-    script: [exit(abi.HVI_EXIT_IO, { ...want, rip: entry }).skip()],
-    ...more,
-  })),
+  ...IO.map(
+    ([entry, more, want]): Case => ({
+      name: `exit.io.${entry}`,
+      entry,
+      script: [exit(abi.HVI_EXIT_IO, { ...want, rip: entry }).skip()],
+      ...more,
+    }),
+  ),
   ...(
     [
       ["in1", 1, 0x55aa77ee, 0x88776655443322een],
       ["in2", 2, 0x55aa77ee, 0x88776655443377een],
       ["in4", 4, 0x55aa77ee, 0x55aa77een],
     ] as const
-  ).map(([entry, size, answer, rax]): Case => ({
-    name: `exit.io.${entry}`,
-    entry,
-    regs: { rdx: 0x60, rax: VALUE },
-    script: [exit(abi.HVI_EXIT_IO, { number: 0x60, size, flags: abi.HVI_IO_IN, rip: entry }).do((v) => v.setExitValue(answer, 0)).skip()],
-    end: { rax },
-  })),
+  ).map(
+    ([entry, size, answer, rax]): Case => ({
+      name: `exit.io.${entry}`,
+      entry,
+      regs: { rdx: 0x60, rax: VALUE },
+      script: [
+        exit(abi.HVI_EXIT_IO, { number: 0x60, size, flags: abi.HVI_IO_IN, rip: entry })
+          .do((v) => v.setExitValue(answer, 0))
+          .skip(),
+      ],
+      end: { rax },
+    }),
+  ),
   {
     name: "exit.io.in-imm.resume-is-skip",
     entry: "in_imm",
-    script: [exit(abi.HVI_EXIT_IO, { number: 0x42, size: 4, flags: abi.HVI_IO_IN, insnLen: 2 }).do((v) => v.setExitValue(7, 0)).resume()],
+    script: [
+      exit(abi.HVI_EXIT_IO, { number: 0x42, size: 4, flags: abi.HVI_IO_IN, insnLen: 2 })
+        .do((v) => v.setExitValue(7, 0))
+        .resume(),
+    ],
     end: { rax: 7 },
   },
   {
@@ -639,7 +776,13 @@ const io: Case[] = [
     entry: "outsb",
     regs: (t) => ({ rdx: 0x3f8, rsi: t.d(0, 5) }),
     script: (t) => [
-      exit(abi.HVI_EXIT_IO, { number: 0x3f8, size: 1, flags: abi.HVI_IO_STRING, gva: t.d(0, 5), insnLen: 1 })
+      exit(abi.HVI_EXIT_IO, {
+        number: 0x3f8,
+        size: 1,
+        flags: abi.HVI_IO_STRING,
+        gva: t.d(0, 5),
+        insnLen: 1,
+      })
         .do((_, b) => b.cpu.set("rsi", b.reg("rsi") + 1n))
         .skip(),
     ],
@@ -650,7 +793,13 @@ const io: Case[] = [
     entry: "insl",
     regs: (t) => ({ rdx: 0x1f0, rdi: t.d(0, 8) }),
     script: (t) => [
-      exit(abi.HVI_EXIT_IO, { number: 0x1f0, size: 4, flags: abi.HVI_IO_STRING | abi.HVI_IO_IN, gva: t.d(0, 8), insnLen: 1 })
+      exit(abi.HVI_EXIT_IO, {
+        number: 0x1f0,
+        size: 4,
+        flags: abi.HVI_IO_STRING | abi.HVI_IO_IN,
+        gva: t.d(0, 8),
+        insnLen: 1,
+      })
         .do((_, b) => {
           b.poke(b.p(0, 8), pattern(4));
           b.cpu.set("rdi", b.reg("rdi") + 4n);
@@ -664,19 +813,30 @@ const io: Case[] = [
       ["rep_outsw", abi.HVI_IO_STRING | abi.HVI_IO_REP, "rsi", 2],
       ["rep_insb", abi.HVI_IO_STRING | abi.HVI_IO_REP | abi.HVI_IO_IN, "rdi", 1],
     ] as const
-  ).map(([entry, flags, reg, size]): Case => ({
-    name: `exit.io.${entry}`,
-    entry,
-    regs: (t) => ({ rdx: 0x1f0, rsi: t.d(0), rdi: t.d(0), rcx: 3 }),
-    // One element an exit; the engine counts, and the instruction runs again until RCX is 0.
-    script: (t) =>
-      [0, 1, 2].map((i) =>
-        exit(abi.HVI_EXIT_IO, { number: 0x1f0, size, flags, gva: t.d(0, i * size), rip: entry, regs: { rcx: 3 - i } })
-          .do((_, b) => b.cpu.setAll({ [reg]: b.reg(reg) + BigInt(size), rcx: b.reg("rcx") - 1n }))
-          .retry(),
-      ),
-    end: (t) => ({ rcx: 0, [reg]: t.d(0, 3 * size) }),
-  })),
+  ).map(
+    ([entry, flags, reg, size]): Case => ({
+      name: `exit.io.${entry}`,
+      entry,
+      regs: (t) => ({ rdx: 0x1f0, rsi: t.d(0), rdi: t.d(0), rcx: 3 }),
+      // One element an exit; the engine counts, and the instruction runs again until RCX is 0.
+      script: (t) =>
+        [0, 1, 2].map((i) =>
+          exit(abi.HVI_EXIT_IO, {
+            number: 0x1f0,
+            size,
+            flags,
+            gva: t.d(0, i * size),
+            rip: entry,
+            regs: { rcx: 3 - i },
+          })
+            .do((_, b) =>
+              b.cpu.setAll({ [reg]: b.reg(reg) + BigInt(size), rcx: b.reg("rcx") - 1n }),
+            )
+            .retry(),
+        ),
+      end: (t) => ({ rcx: 0, [reg]: t.d(0, 3 * size) }),
+    }),
+  ),
   {
     name: "exit.io.rep-count-zero-is-silent",
     entry: "rep_outsw",

@@ -2,7 +2,19 @@
 /** Strings, the stack, descriptors, events, save areas: accesses that are not plainly in the operand; and A5. */
 import { fromHex, le, pattern, toHex } from "../bench.ts";
 import { type Case, ept, trap } from "../case.ts";
-import { descriptor, gate, GDT, IDT, LDT, SEL, STACK, STACK_IST, STACK_RSP0, TSS, WALK } from "../layout.ts";
+import {
+  descriptor,
+  GDT,
+  gate,
+  IDT,
+  LDT,
+  SEL,
+  STACK,
+  STACK_IST,
+  STACK_RSP0,
+  TSS,
+  WALK,
+} from "../layout.ts";
 import { R, RW, RWX, RX, setYmm0, VALUE, X, ymm0 } from "./words.ts";
 
 const SP = STACK - 0x100;
@@ -20,7 +32,9 @@ export const strings: Case[] = [
     script: (t) =>
       [0, 1, 2].map((i) =>
         ept("w", t.p(1, i), {
-          size: 1, rights: R, rip: "rep_movsb",
+          size: 1,
+          rights: R,
+          rip: "rep_movsb",
           regs: { rcx: 3 - i, rsi: t.d(4, 8 + i), rdi: t.d(1, i) },
         }).resume(),
       ),
@@ -77,7 +91,9 @@ export const strings: Case[] = [
     setup: (t) => t.rights(t.p(4), 0),
     script: (t) => [
       ept("r", t.p(4), { regs: { rcx: 2 } }).do((c, b) => c.emulate(b.p(4), fromHex(pattern(16)))),
-      ept("r", t.p(4, 8), { regs: { rcx: 1 } }).do((c, b) => c.emulate(b.p(4, 8), fromHex(pattern(8, 0x71)))),
+      ept("r", t.p(4, 8), { regs: { rcx: 1 } }).do((c, b) =>
+        c.emulate(b.p(4, 8), fromHex(pattern(8, 0x71))),
+      ),
     ],
     memory: (t) => [[t.p(0), pattern(8) + pattern(8, 0x71)]],
   },
@@ -90,8 +106,16 @@ export const strings: Case[] = [
       t.rights(t.p(0), R);
     },
     script: (t) => [
-      ept("w", t.p(0, 0xff8), { size: 8, rip: t.symbol("rep_movsq_down") + 1, regs: { rcx: 2 } }).resume(),
-      ept("w", t.p(0, 0xff0), { size: 8, rip: t.symbol("rep_movsq_down") + 1, regs: { rcx: 1 } }).resume(),
+      ept("w", t.p(0, 0xff8), {
+        size: 8,
+        rip: t.symbol("rep_movsq_down") + 1,
+        regs: { rcx: 2 },
+      }).resume(),
+      ept("w", t.p(0, 0xff0), {
+        size: 8,
+        rip: t.symbol("rep_movsq_down") + 1,
+        regs: { rcx: 1 },
+      }).resume(),
     ],
     memory: (t) => [[t.p(0, 0xff0), pattern(32)]],
   },
@@ -137,7 +161,11 @@ export const strings: Case[] = [
     entry: "repe_cmpsb",
     regs: (t) => ({ rsi: t.d(0, 0xffe), rdi: t.d(4), rcx: 8 }),
     setup: (t) => t.rights(t.p(1), 0),
-    script: (t) => [ept("r", t.p(1), { size: 1, regs: { rcx: 6 } }).do((c, b) => c.emulate(b.p(1), fromHex("01")))],
+    script: (t) => [
+      ept("r", t.p(1), { size: 1, regs: { rcx: 6 } }).do((c, b) =>
+        c.emulate(b.p(1), fromHex("01")),
+      ),
+    ],
     end: { rcx: 5, flags: 0 },
   },
   {
@@ -164,10 +192,15 @@ export const strings: Case[] = [
       t.rights(t.p(0), R);
     },
     script: (t) => [
-      ept("r", t.p(4), { size: 8, rights: 0 }).do((c, b) => c.emulate(b.p(4), fromHex(pattern(8, 0x41)))),
+      ept("r", t.p(4), { size: 8, rights: 0 }).do((c, b) =>
+        c.emulate(b.p(4), fromHex(pattern(8, 0x41))),
+      ),
       ept("w", t.p(0), { size: 8, rights: R }).resume(),
     ],
-    memory: (t) => [[t.p(0), pattern(8, 0x41)], [t.p(4), pattern(8)]],
+    memory: (t) => [
+      [t.p(0), pattern(8, 0x41)],
+      [t.p(4), pattern(8)],
+    ],
   },
   {
     name: "string.movsb.same-page",
@@ -288,7 +321,11 @@ export const stack: Case[] = [
     entry: "leave_frame",
     regs: (t) => ({ rbp: t.d(0) }),
     setup: (t) => t.rights(t.p(0), 0),
-    script: (t) => [ept("r", t.p(0), { size: 8, regs: { rsp: SP } }).do((c, b) => c.emulate(b.p(0), fromHex(le(VALUE, 8))))],
+    script: (t) => [
+      ept("r", t.p(0), { size: 8, regs: { rsp: SP } }).do((c, b) =>
+        c.emulate(b.p(0), fromHex(le(VALUE, 8))),
+      ),
+    ],
     end: (t) => ({ rbp: VALUE, rsp: t.d(0, 8) }),
   },
   ...(["resume", "scratch"] as const).map(
@@ -313,7 +350,9 @@ export const stack: Case[] = [
       t.rights(STACK_PAGE, R);
     },
     script: (t) => [
-      ept("r", t.p(0), { size: 8 }).do((c, b) => c.emulate(b.p(0), fromHex(le(b.symbol("done"), 8)))),
+      ept("r", t.p(0), { size: 8 }).do((c, b) =>
+        c.emulate(b.p(0), fromHex(le(b.symbol("done"), 8))),
+      ),
       ept("w", SP - 8, { size: 8 }).resume(),
     ],
     end: { rsp: SP - 8 },
@@ -323,13 +362,19 @@ export const stack: Case[] = [
     entry: "jmp_mem",
     regs: (t) => ({ rsi: t.d(0) }),
     setup: (t) => t.rights(t.p(0), 0),
-    script: (t) => [ept("r", t.p(0), { size: 8 }).do((c, b) => c.emulate(b.p(0), fromHex(le(b.symbol("done"), 8))))],
+    script: (t) => [
+      ept("r", t.p(0), { size: 8 }).do((c, b) =>
+        c.emulate(b.p(0), fromHex(le(b.symbol("done"), 8))),
+      ),
+    ],
   },
   {
     name: "stack.ret.emulate",
     entry: "ret_near",
     setup: (t) => t.rights(STACK_PAGE, 0),
-    script: (t) => [ept("r", SP, { size: 8 }).do((c) => c.emulate(SP, fromHex(le(t.symbol("done"), 8))))],
+    script: (t) => [
+      ept("r", SP, { size: 8 }).do((c) => c.emulate(SP, fromHex(le(t.symbol("done"), 8)))),
+    ],
     end: { rsp: SP + 8 },
   },
   {
@@ -347,7 +392,7 @@ export const stack: Case[] = [
     name: "stack.iret.same-level",
     entry: "iret",
     setup: (t) => {
-      [t.symbol("done"), SEL.code64, 0x246, SP + 0x40, SEL.data].forEach((v, i) => t.put64(SP + 8 * i, BigInt(v)));
+      t.putQwords(SP, [t.symbol("done"), SEL.code64, 0x246, SP + 0x40, SEL.data]);
       t.rights(STACK_PAGE, 0);
     },
     script: [ept("r", SP, { page: true, rights: 0 }).resume()],
@@ -357,7 +402,7 @@ export const stack: Case[] = [
     name: "stack.iret.to-user",
     entry: "iret",
     setup: (t) => {
-      [t.symbol("done"), SEL.userCode64, 0x3202, STACK_RSP0 - 0x800, SEL.userData].forEach((v, i) => t.put64(SP + 8 * i, BigInt(v)));
+      t.putQwords(SP, [t.symbol("done"), SEL.userCode64, 0x3202, STACK_RSP0 - 0x800, SEL.userData]);
       t.rights(STACK_PAGE, 0);
       t.rights(GDT, 0);
     },
@@ -422,7 +467,8 @@ export const frames: Case[] = [
     script: (t) => [
       ept("re", IDT + 16 * 0x30, { page: true, rights: 0 }).do((c) => {
         const h = t.symbol("handlers") + 16 * 0x31;
-        const gateBytes = le((h & 0xffff) | (SEL.code64 << 16), 4) + le((h & 0xffff0000) | 0xee00, 4) + le(0, 8);
+        const gateBytes =
+          le((h & 0xffff) | (SEL.code64 << 16), 4) + le((h & 0xffff0000) | 0xee00, 4) + le(0, 8);
         c.emulate(IDT + 16 * 0x30, fromHex(gateBytes));
       }),
       trap(0x31, (b) => ({ rip: b.symbol("int_30") + 2 })),
@@ -506,9 +552,7 @@ export const frames: Case[] = [
       t.poke(t.p(6), "48cf");
       t.rights(t.p(6), RW);
     },
-    script: (t) => [
-      ept("x", t.p(6), { gva: t.p(6), rights: RW, rip: t.p(6) }).resume(),
-    ],
+    script: (t) => [ept("x", t.p(6), { gva: t.p(6), rights: RW, rip: t.p(6) }).resume()],
   },
 ];
 
@@ -562,26 +606,34 @@ export const descriptors: Case[] = [
     entry: "load_fs",
     regs: { rax: SEL.dataBased },
     setup: (t) => t.rights(GDT, 0),
-    script: [ept("r", GDT + SEL.dataBased, { page: true }).do((c) => c.emulate(GDT + SEL.dataBased, fromHex(le(descriptor(0x123000, 0xfff, 0x093), 8))))],
+    script: [
+      ept("r", GDT + SEL.dataBased, { page: true }).do((c) =>
+        c.emulate(GDT + SEL.dataBased, fromHex(le(descriptor(0x123000, 0xfff, 0x093), 8))),
+      ),
+    ],
     end: { fsBase: 0x123000 },
   },
   {
     name: "descriptor.absent",
     entry: "load_ds",
     regs: { rax: SEL.dataAbsent },
-    script: [trap(11, { error: SEL.dataAbsent, rip: "load_ds" }).do((v, t) => {
-      t.put64(SP - 0x28, BigInt(t.symbol("done")));
-      v.skip();
-    })],
+    script: [
+      trap(11, { error: SEL.dataAbsent, rip: "load_ds" }).do((v, t) => {
+        t.put64(SP - 0x28, BigInt(t.symbol("done")));
+        v.skip();
+      }),
+    ],
   },
   {
     name: "descriptor.beyond-limit",
     entry: "load_ds",
     regs: { rax: 0x2000 },
-    script: [trap(13, { error: 0x2000, rip: "load_ds" }).do((v, t) => {
-      t.put64(SP - 0x28, BigInt(t.symbol("done")));
-      v.skip();
-    })],
+    script: [
+      trap(13, { error: 0x2000, rip: "load_ds" }).do((v, t) => {
+        t.put64(SP - 0x28, BigInt(t.symbol("done")));
+        v.skip();
+      }),
+    ],
   },
   {
     name: "descriptor.ltr.busy-write",
@@ -683,7 +735,11 @@ export const descriptors: Case[] = [
     entry: "lidt",
     regs: (t) => ({ rsi: t.d(0) }),
     setup: (t) => t.rights(t.p(0), 0),
-    script: (t) => [ept("r", t.p(0), { page: true, rights: 0 }).do((c, b) => c.emulate(b.p(0), fromHex(le(0x3ff, 2) + le(0x9000, 8))))],
+    script: (t) => [
+      ept("r", t.p(0), { page: true, rights: 0 }).do((c, b) =>
+        c.emulate(b.p(0), fromHex(le(0x3ff, 2) + le(0x9000, 8))),
+      ),
+    ],
     end: { idtBase: 0x9000, idtLimit: 0x3ff },
   },
 ];
@@ -698,7 +754,10 @@ export const areas: Case[] = [
       t.rights(t.p(0), R);
     },
     script: (t) => [ept("w", t.p(0, 0x200), { page: true, rights: R }).resume()],
-    memory: (t) => [[t.p(0, 0x200 + 160), pattern(16)], [t.p(0, 0x200 + 24), "801f"]],
+    memory: (t) => [
+      [t.p(0, 0x200 + 160), pattern(16)],
+      [t.p(0, 0x200 + 24), "801f"],
+    ],
   },
   {
     name: "area.fxsave.scratch",
@@ -777,7 +836,9 @@ export const areas: Case[] = [
     entry: "fstp8",
     regs: (t) => ({ rdi: t.d(0, 0x40) }),
     setup: (t) => t.rights(t.p(0), R),
-    script: (t) => [ept("w", t.p(0, 0x40), { size: 8, rights: R, rip: t.symbol("fstp8") + 2 }).resume()],
+    script: (t) => [
+      ept("w", t.p(0, 0x40), { size: 8, rights: R, rip: t.symbol("fstp8") + 2 }).resume(),
+    ],
     memory: (t) => [[t.p(0, 0x40), "000000000000f03f"]],
   },
   {
@@ -785,7 +846,11 @@ export const areas: Case[] = [
     entry: "fild8",
     regs: (t) => ({ rsi: t.d(0, 8), rdi: t.d(4) }),
     setup: (t) => t.rights(t.p(0), 0),
-    script: (t) => [ept("r", t.p(0, 8), { size: 8, rights: 0 }).do((c, b) => c.emulate(b.p(0, 8), fromHex(le(0x123456789abcden, 8))))],
+    script: (t) => [
+      ept("r", t.p(0, 8), { size: 8, rights: 0 }).do((c, b) =>
+        c.emulate(b.p(0, 8), fromHex(le(0x123456789abcden, 8))),
+      ),
+    ],
     memory: (t) => [[t.p(4), le(0x123456789abcden, 8)]],
   },
 ];
@@ -840,7 +905,10 @@ export const accessedDirty: Case[] = [
       t.rights(t.p(0), R);
     },
     script: (t) => [ept("w", t.p(0), { size: 8, rights: R }).resume()],
-    memory: (t) => [[t.p(0), le(VALUE, 8)], [PT, le(0x200067, 4)]],
+    memory: (t) => [
+      [t.p(0), le(VALUE, 8)],
+      [PT, le(0x200067, 4)],
+    ],
   },
   {
     name: "ad.writable-table-counts-nothing",
@@ -849,7 +917,8 @@ export const accessedDirty: Case[] = [
     setup: (t) => t.put32(PT, 0x200007),
     script: [],
     memory: [[PT, le(0x200067, 4)]],
-    check: (t) => (t.vcpu().adWrites === 0 ? undefined : `counters.ad_writes is ${t.vcpu().adWrites}`),
+    check: (t) =>
+      t.vcpu().adWrites === 0 ? undefined : `counters.ad_writes is ${t.vcpu().adWrites}`,
   },
   {
     name: "ad.remapped-table",
@@ -864,13 +933,16 @@ export const accessedDirty: Case[] = [
       t.vm.remap(view, PT >>> 12, spare);
       t.put64(t.p(1), VALUE);
       t.vcpu().view = view;
-      if (toHex(t.vm.spare(spare).subarray(0, 2)) !== "0710") throw new Error("the spare page is not mapped");
+      if (toHex(t.vm.spare(spare).subarray(0, 2)) !== "0710")
+        throw new Error("the spare page is not mapped");
     },
     script: [],
     end: { rax: VALUE },
     check: (t) => {
       const [spare, ram] = [t.vm.spare(0)[0]!, t.get32(PT) & 0xff];
-      return spare === 0x27 && ram === 0x67 ? undefined : `entries are ${spare} in the spare page and ${ram} in RAM`;
+      return spare === 0x27 && ram === 0x67
+        ? undefined
+        : `entries are ${spare} in the spare page and ${ram} in RAM`;
     },
   },
 ];

@@ -7,7 +7,11 @@ import { R } from "./words.ts";
 
 const SP = STACK - 0x100;
 const IF = 0x202;
-const external = (vector: number, notify = false): Event => ({ type: abi.HVI_EVENT_EXTERNAL, vector, notify });
+const external = (vector: number, notify = false): Event => ({
+  type: abi.HVI_EVENT_EXTERNAL,
+  vector,
+  notify,
+});
 const exception = (vector: number, error?: number, cr2?: bigint, notify = false): Event => ({
   type: abi.HVI_EVENT_EXCEPTION,
   vector,
@@ -24,8 +28,19 @@ const lost = () => exit(abi.HVI_EXIT_INJECTED, { eventStatus: abi.HVI_EVENT_LOST
 
 /** Vectors with the error code that each takes. */
 const VECTORS: [number, number | undefined][] = [
-  [0, undefined], [1, undefined], [4, undefined], [5, undefined], [6, undefined], [7, undefined],
-  [10, 0x10], [11, 0x18], [12, 0], [13, 0x20], [16, undefined], [17, 0], [19, undefined],
+  [0, undefined],
+  [1, undefined],
+  [4, undefined],
+  [5, undefined],
+  [6, undefined],
+  [7, undefined],
+  [10, 0x10],
+  [11, 0x18],
+  [12, 0],
+  [13, 0x20],
+  [16, undefined],
+  [17, 0],
+  [19, undefined],
 ];
 
 export const injections: Case[] = [
@@ -126,7 +141,9 @@ export const injections: Case[] = [
     entry: "out1",
     regs: { rdx: 0x60, rflags: IF },
     script: (t) => [
-      exit(abi.HVI_EXIT_IO, { number: 0x60 }).do((v) => event(v, external(0x30))).skip(),
+      exit(abi.HVI_EXIT_IO, { number: 0x60 })
+        .do((v) => event(v, external(0x30)))
+        .skip(),
       trap(0x30, { rip: t.symbol("out1") + 1 }),
     ],
   },
@@ -219,7 +236,9 @@ export const injections: Case[] = [
     entry: "hlt",
     regs: { rflags: IF },
     script: (t) => [
-      exit(abi.HVI_EXIT_DEADLINE, { regs: { mpState: abi.HVI_MP_HALTED } }).do((v) => event(v, external(0x30))).resume(),
+      exit(abi.HVI_EXIT_DEADLINE, { regs: { mpState: abi.HVI_MP_HALTED } })
+        .do((v) => event(v, external(0x30)))
+        .resume(),
       trap(0x30, { rip: t.symbol("hlt") + 1 }, { regs: { mpState: abi.HVI_MP_RUNNING } }),
     ],
     budget: 200000,
@@ -228,7 +247,9 @@ export const injections: Case[] = [
     name: "inject.nmi.wakes-halt",
     entry: "hlt",
     script: (t) => [
-      exit(abi.HVI_EXIT_DEADLINE).do((v) => event(v, { type: abi.HVI_EVENT_NMI, vector: 2 })).resume(),
+      exit(abi.HVI_EXIT_DEADLINE)
+        .do((v) => event(v, { type: abi.HVI_EVENT_NMI, vector: 2 }))
+        .resume(),
       trap(2, { rip: t.symbol("hlt") + 1 }),
     ],
     budget: 200000,
@@ -241,10 +262,12 @@ export const injections: Case[] = [
     },
     // STI holds interrupts off for one instruction more.
     script: (t) => [
-      exit(abi.HVI_EXIT_IRQ_WINDOW, { rip: t.symbol("sti_nops") + 2 }).do((v) => {
-        v.wantIrqWindow = false;
-        event(v, external(0x30, true));
-      }).resume(),
+      exit(abi.HVI_EXIT_IRQ_WINDOW, { rip: t.symbol("sti_nops") + 2 })
+        .do((v) => {
+          v.wantIrqWindow = false;
+          event(v, external(0x30, true));
+        })
+        .resume(),
       delivered(0x30),
       trap(0x30, { rip: t.symbol("sti_nops") + 2 }),
     ],
@@ -271,10 +294,12 @@ export const injections: Case[] = [
       t.rights(t.p(4), R);
     },
     script: (t) => [
-      ept("x", t.p(4), { rip: t.d(4), regs: { interruptibility: abi.HVI_BLOCK_MOV_SS } }).do((v) => {
-        if (v.irqReady) throw new Error("irq_ready is set in the shadow of MOV SS");
-        v.wantIrqWindow = true;
-      }).retryWith(7),
+      ept("x", t.p(4), { rip: t.d(4), regs: { interruptibility: abi.HVI_BLOCK_MOV_SS } })
+        .do((v) => {
+          if (v.irqReady) throw new Error("irq_ready is set in the shadow of MOV SS");
+          v.wantIrqWindow = true;
+        })
+        .retryWith(7),
       exit(abi.HVI_EXIT_IRQ_WINDOW, { rip: t.d(4, 1) }).do((v) => {
         v.wantIrqWindow = false;
       }),
@@ -311,9 +336,11 @@ export const injections: Case[] = [
     entry: "out1",
     regs: { rdx: 0x60, rflags: IF },
     script: [
-      exit(abi.HVI_EXIT_IO, { number: 0x60 }).do((v) => {
-        if (!v.irqReady) throw new Error("irq_ready is clear with IF set");
-      }).skip(),
+      exit(abi.HVI_EXIT_IO, { number: 0x60 })
+        .do((v) => {
+          if (!v.irqReady) throw new Error("irq_ready is clear with IF set");
+        })
+        .skip(),
     ],
     check: (t) => (t.vcpu().irqReady ? undefined : "irq_ready is clear at the end"),
   },

@@ -44,7 +44,9 @@ const common: Case[] = PROTECTED.flatMap((mode): Case[] => [
     entry: "ld4",
     regs: (t) => ({ rsi: t.d(0, 4) }),
     setup: (t) => t.rights(t.p(0), 0),
-    script: (t) => [ept("r", t.p(0, 4), { size: 4 }).do((c, b) => c.emulate(b.p(0, 4), fromHex("78563412")))],
+    script: (t) => [
+      ept("r", t.p(0, 4), { size: 4 }).do((c, b) => c.emulate(b.p(0, 4), fromHex("78563412"))),
+    ],
     end: { rax: 0x12345678 },
   },
   {
@@ -69,7 +71,10 @@ const common: Case[] = PROTECTED.flatMap((mode): Case[] => [
       t.poke(t.p(4), pattern(16));
       t.rights(t.p(1), R);
     },
-    script: (t) => [ept("w", t.p(1), { size: 4, regs: { rcx: 2 } }).resume(), ept("w", t.p(1, 4), { regs: { rcx: 1 } }).resume()],
+    script: (t) => [
+      ept("w", t.p(1), { size: 4, regs: { rcx: 2 } }).resume(),
+      ept("w", t.p(1, 4), { regs: { rcx: 1 } }).resume(),
+    ],
     memory: (t) => [[t.p(0, 0xff8), pattern(16)]],
   },
   {
@@ -79,7 +84,10 @@ const common: Case[] = PROTECTED.flatMap((mode): Case[] => [
       t.code(3, 0, "90 e6ee");
       t.rights(t.p(3), RW);
     },
-    script: (t) => [ept("x", t.p(3), { rip: t.d(3) }).resume(), ept("x", t.p(3, 1), { rip: t.d(3, 1) }).resume()],
+    script: (t) => [
+      ept("x", t.p(3), { rip: t.d(3) }).resume(),
+      ept("x", t.p(3, 1), { rip: t.d(3, 1) }).resume(),
+    ],
   },
   {
     name: `mode.${mode}.push`,
@@ -98,7 +106,10 @@ const common: Case[] = PROTECTED.flatMap((mode): Case[] => [
     setup: (t) => t.rights(STACK - 0x1000, R),
     script: [ept("w", SP - 4, { page: true }).resume()],
     end: { rsp: SP - 32 },
-    memory: [[SP - 4, le(0x1234, 4)], [SP - 20, le(SP, 4)]],
+    memory: [
+      [SP - 4, le(0x1234, 4)],
+      [SP - 20, le(SP, 4)],
+    ],
   },
   {
     name: `mode.${mode}.int`,
@@ -161,7 +172,10 @@ const common: Case[] = PROTECTED.flatMap((mode): Case[] => [
     mode,
     regs: { rflags: 0x202 },
     setup: (t) => event(t.vcpu(), { type: abi.HVI_EVENT_EXTERNAL, vector: 0x30, notify: true }),
-    script: [exit(abi.HVI_EXIT_INJECTED, { eventStatus: abi.HVI_EVENT_DELIVERED }).resume(), trap(0x30, { rip: "nothing" })],
+    script: [
+      exit(abi.HVI_EXIT_INJECTED, { eventStatus: abi.HVI_EVENT_DELIVERED }).resume(),
+      trap(0x30, { rip: "nothing" }),
+    ],
     end: { rflags: 0x202 },
   },
   {
@@ -205,7 +219,13 @@ const paged: Case[] = (["p32", "pae"] as const).flatMap((mode): Case[] => [
       script: (t) =>
         // The top table of 4-byte paging maps the code as well: its fetch comes first.
         mode === "p32" && i === 0
-          ? [ept("rk|rwk", 0x10000, { gva: t.symbol("ld4") }).resume(), ept("rk|rwk", 0x10000, { gva: t.symbol("ld4") + 2, rip: t.symbol("ld4") + 2 }).resume()]
+          ? [
+              ept("rk|rwk", 0x10000, { gva: t.symbol("ld4") }).resume(),
+              ept("rk|rwk", 0x10000, {
+                gva: t.symbol("ld4") + 2,
+                rip: t.symbol("ld4") + 2,
+              }).resume(),
+            ]
           : [ept("rk|rwk", entry, { gva: t.d(0) }).resume()],
     }),
   ),
@@ -220,7 +240,10 @@ const paged: Case[] = (["p32", "pae"] as const).flatMap((mode): Case[] => [
       t.rights(pte, R);
     },
     script: [],
-    check: (t) => ((t.get32(WALK[mode]!.at(-1)!) & 0x60) === 0x60 && t.vcpu().adWrites > 0 ? undefined : "A/D bits or counters.ad_writes"),
+    check: (t) =>
+      (t.get32(WALK[mode]!.at(-1)!) & 0x60) === 0x60 && t.vcpu().adWrites > 0
+        ? undefined
+        : "A/D bits or counters.ad_writes",
   },
   {
     name: `mode.${mode}.large-page`,
@@ -301,14 +324,20 @@ const real: Case[] = [
     mode: "real",
     entry: "int_30",
     setup: (t) => t.rights(0x6000, R),
-    script: [ept("we", 0x6ffe, { page: true, rights: R }).resume(), trap(0x30, (t) => ({ rip: t.symbol("int_30") + 2 }))],
+    script: [
+      ept("we", 0x6ffe, { page: true, rights: R }).resume(),
+      trap(0x30, (t) => ({ rip: t.symbol("int_30") + 2 })),
+    ],
   },
   {
     name: "mode.real.ivt-read",
     mode: "real",
     entry: "int3",
     setup: (t) => t.rights(0, 0),
-    script: [ept("re", 12, { page: true, rights: 0 }).resume(), trap(3, (t) => ({ rip: t.symbol("int3") + 1 }))],
+    script: [
+      ept("re", 12, { page: true, rights: 0 }).resume(),
+      trap(3, (t) => ({ rip: t.symbol("int3") + 1 })),
+    ],
   },
   {
     name: "mode.real.divide",
@@ -323,7 +352,10 @@ const real: Case[] = [
     entry: "rep_stosw",
     regs: { rdi: 0xaffc, rcx: 4, rax: 0x7788 },
     setup: (t) => t.rights(0xb000, R),
-    script: [ept("w", 0xb000, { size: 2, regs: { rcx: 2 } }).resume(), ept("w", 0xb002, { size: 2, regs: { rcx: 1 } }).resume()],
+    script: [
+      ept("w", 0xb000, { size: 2, regs: { rcx: 2 } }).resume(),
+      ept("w", 0xb002, { size: 2, regs: { rcx: 1 } }).resume(),
+    ],
     end: { rcx: 0, rdi: 0xb004 },
   },
   {
@@ -474,10 +506,12 @@ const translation: Case[] = [
     entry: "ld8",
     regs: (t) => ({ rsi: t.d(0) }),
     setup: (t) => t.put64(WALK.long![2]!, 0xfec00027n),
-    script: (t) => [ept("rkn|rwkn", 0xfec00000, { gva: t.d(0), rights: 0 }).do((v) => {
-      v.rip += 3;
-      v.retry();
-    })],
+    script: (t) => [
+      ept("rkn|rwkn", 0xfec00000, { gva: t.d(0), rights: 0 }).do((v) => {
+        v.rip += 3;
+        v.retry();
+      }),
+    ],
   },
 ];
 

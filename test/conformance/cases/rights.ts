@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 /** A3: every right alone and combined, on data, code and page-table pages. */
-import { ept, type Case } from "../case.ts";
+
 import { le } from "../bench.ts";
+import { type Case, ept } from "../case.ts";
 import { LARGE, WALK } from "../layout.ts";
 import { letters, R, RW, RWX, RX, VALUE, W, X } from "./words.ts";
 
@@ -28,7 +29,12 @@ function dataCases(): Case[] {
         },
         script: (t) =>
           violates ? [ept(letters(need), t.p(0, 0x40), { size: 8, rights }).resume()] : [],
-        memory: (t) => [[t.p(0, 0x40), need === R ? le(0x10, 8) : need === W ? le(VALUE, 8) : le(VALUE + 0x10n, 8)]],
+        memory: (t) => [
+          [
+            t.p(0, 0x40),
+            need === R ? le(0x10, 8) : need === W ? le(VALUE, 8) : le(VALUE + 0x10n, 8),
+          ],
+        ],
         end: { rax: need === R ? 0x10n : VALUE },
       };
     }),
@@ -72,7 +78,8 @@ function walkCases(): Case[] {
           t.put64(t.p(0, 8), VALUE);
           t.rights(entry, rights);
         },
-        script: (t) => (violates ? [ept("rk|rwk", entry, { gva: t.d(0, 8), rights }).resume()] : []),
+        script: (t) =>
+          violates ? [ept("rk|rwk", entry, { gva: t.d(0, 8), rights }).resume()] : [],
         end: { rax: VALUE },
       };
     }),
@@ -215,7 +222,9 @@ const single: Case[] = [
     // One 4 KiB page of a guest 2 MiB page; its neighbours stay free.
     regs: { rdi: LARGE + 0x5ff8, rax: VALUE },
     setup: (t) => t.rights(LARGE + 0x6000, R),
-    script: (t) => [ept("w", LARGE + 0x6000, { rights: R, size: 8, rip: t.symbol("st8x2") + 3 }).resume()],
+    script: (t) => [
+      ept("w", LARGE + 0x6000, { rights: R, size: 8, rip: t.symbol("st8x2") + 3 }).resume(),
+    ],
     memory: [[LARGE + 0x5ff8, le(VALUE, 8) + le(VALUE, 8)]],
   },
   {
@@ -251,7 +260,10 @@ const single: Case[] = [
       ept("w", t.p(11), { regs: { rcx: 512, rdi: t.d(11) } }).retryWith(RWX),
     ],
     end: { rcx: 0 },
-    memory: (t) => [[t.p(9), le(VALUE, 8)], [t.p(11, 0xff8), le(VALUE, 8)]],
+    memory: (t) => [
+      [t.p(9), le(VALUE, 8)],
+      [t.p(11, 0xff8), le(VALUE, 8)],
+    ],
   },
   {
     name: "rights.restored",

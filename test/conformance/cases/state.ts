@@ -31,22 +31,61 @@ export const state: Case[] = [
   {
     name: "info.mtrr",
     script: [],
-    check: (t) => must([0, 1, 4, 5, 6].includes(t.vm.mtrrType(0x100000)), `type ${t.vm.mtrrType(0x100000)}`),
+    check: (t) =>
+      must([0, 1, 4, 5, 6].includes(t.vm.mtrrType(0x100000)), `type ${t.vm.mtrrType(0x100000)}`),
   },
   {
     name: "state.page-header",
     script: [],
-    check: (t) => must(t.cpu.u32(abi.VCPU_SIZE) === abi.SIZEOF_VCPU && t.cpu.u32(abi.VCPU_INDEX) === 0, "size or index of the vCPU page"),
+    check: (t) =>
+      must(
+        t.cpu.u32(abi.VCPU_SIZE) === abi.SIZEOF_VCPU && t.cpu.u32(abi.VCPU_INDEX) === 0,
+        "size or index of the vCPU page",
+      ),
   },
   {
     name: "state.gprs-both-ways",
     entry: "vmcall",
-    regs: { rax: 1n << 63n, rbx: VALUE, rcx: 3, rdx: 4, rbp: 5, rsi: 6, rdi: 7, r8: 8, r9: 9, r10: 10, r11: 11, r12: 12, r13: 13, r14: 14, r15: 0xffffffffffffffffn },
+    regs: {
+      rax: 1n << 63n,
+      rbx: VALUE,
+      rcx: 3,
+      rdx: 4,
+      rbp: 5,
+      rsi: 6,
+      rdi: 7,
+      r8: 8,
+      r9: 9,
+      r10: 10,
+      r11: 11,
+      r12: 12,
+      r13: 13,
+      r14: 14,
+      r15: 0xffffffffffffffffn,
+    },
     setup: (t) => t.vm.intercept(abi.HVI_INTERCEPT_VMCALL, 0, 1),
     script: [
       exit(abi.HVI_EXIT_VMCALL, {
-        regs: { rax: 1n << 63n, rbx: VALUE, rcx: 3, rdx: 4, rbp: 5, rsi: 6, rdi: 7, r8: 8, r9: 9, r10: 10, r11: 11, r12: 12, r13: 13, r14: 14, r15: 0xffffffffffffffffn },
-      }).do((_, t) => t.cpu.setAll({ r8: VALUE, rax: 0 })).skip(),
+        regs: {
+          rax: 1n << 63n,
+          rbx: VALUE,
+          rcx: 3,
+          rdx: 4,
+          rbp: 5,
+          rsi: 6,
+          rdi: 7,
+          r8: 8,
+          r9: 9,
+          r10: 10,
+          r11: 11,
+          r12: 12,
+          r13: 13,
+          r14: 14,
+          r15: 0xffffffffffffffffn,
+        },
+      })
+        .do((_, t) => t.cpu.setAll({ r8: VALUE, rax: 0 }))
+        .skip(),
     ],
     end: { r8: VALUE, rax: 0, r15: 0xffffffffffffffffn },
   },
@@ -174,8 +213,13 @@ export const state: Case[] = [
     script: [],
     check: (t) => {
       const list = t.vm.listMsrs();
-      const missing = [0xc0000080, 0xc0000081, 0xc0000082, 0xc0000084, 0xc0000102, 0x174, 0x175, 0x176, 0x277].filter((m) => !list.includes(m));
-      return must(missing.length === 0, `not listed: ${missing.map((m) => m.toString(16)).join(" ")}`);
+      const missing = [
+        0xc0000080, 0xc0000081, 0xc0000082, 0xc0000084, 0xc0000102, 0x174, 0x175, 0x176, 0x277,
+      ].filter((m) => !list.includes(m));
+      return must(
+        missing.length === 0,
+        `not listed: ${missing.map((m) => m.toString(16)).join(" ")}`,
+      );
     },
   },
   {
@@ -191,18 +235,26 @@ export const state: Case[] = [
     entry: "wrmsr",
     regs: { rcx: 0x277, rax: 0x00070406, rdx: 0x00070406 },
     script: [],
-    check: (t) => must(t.vm.getMsrs(0, [0x277])[0] === 0x0007040600070406n, `IA32_PAT is ${t.vm.getMsrs(0, [0x277])[0]?.toString(16)}`),
+    check: (t) =>
+      must(
+        t.vm.getMsrs(0, [0x277])[0] === 0x0007040600070406n,
+        `IA32_PAT is ${t.vm.getMsrs(0, [0x277])[0]?.toString(16)}`,
+      ),
   },
   {
     name: "state.msrs-round-trip",
     setup: (t) => {
       const list = t.vm.listMsrs();
       const before = t.vm.getMsrs(0, list);
-      t.vm.setMsrs(0, list.map((index, i) => ({ index, value: before[i]! })));
+      t.vm.setMsrs(
+        0,
+        list.map((index, i) => ({ index, value: before[i]! })),
+      );
       const after = t.vm.getMsrs(0, list);
       // Time goes on.
       const changed = list.filter((m, i) => m !== 0x10 && after[i] !== before[i]);
-      if (changed.length > 0) throw new Error(`changed: ${changed.map((m) => m.toString(16)).join(" ")}`);
+      if (changed.length > 0)
+        throw new Error(`changed: ${changed.map((m) => m.toString(16)).join(" ")}`);
     },
     script: [],
   },
@@ -211,7 +263,11 @@ export const state: Case[] = [
     entry: "rdtsc",
     regs: { tsc: 0x100000000 },
     script: [],
-    check: (t) => must(t.reg("rdx") === 1n && t.reg("rax") < 0x10000000n, `RDTSC gave ${t.reg("rdx")}:${t.reg("rax")}`),
+    check: (t) =>
+      must(
+        t.reg("rdx") === 1n && t.reg("rax") < 0x10000000n,
+        `RDTSC gave ${t.reg("rdx")}:${t.reg("rax")}`,
+      ),
     brief: true,
   },
   {
@@ -222,7 +278,10 @@ export const state: Case[] = [
       const v = t.vcpu();
       if (v.exits !== 1) return `counters.exits is ${v.exits}`;
       const exact = (t.vm.info.caps & abi.HVI_CAP_ICOUNT) !== 0;
-      return must(!exact || v.instructions === 3, `counters.instructions is ${v.instructions}, should be 3`);
+      return must(
+        !exact || v.instructions === 3,
+        `counters.instructions is ${v.instructions}, should be 3`,
+      );
     },
   },
   {
@@ -240,9 +299,11 @@ export const state: Case[] = [
     entry: "out1",
     regs: { rdx: 0x60 },
     script: [
-      exit(abi.HVI_EXIT_IO, { number: 0x60 }).do((v) => {
-        if (v.dirty !== 0) throw new Error(`dirty is ${v.dirty}`);
-      }).skip(),
+      exit(abi.HVI_EXIT_IO, { number: 0x60 })
+        .do((v) => {
+          if (v.dirty !== 0) throw new Error(`dirty is ${v.dirty}`);
+        })
+        .skip(),
     ],
   },
   {
@@ -250,10 +311,12 @@ export const state: Case[] = [
     entry: "out1",
     regs: { rdx: 0x60, rbx: 1 },
     script: [
-      exit(abi.HVI_EXIT_IO, { number: 0x60 }).do((v, t) => {
-        t.cpu.put64(abi.VCPU_GPR + 8 * abi.HVI_RBX, 99);
-        if (v.dirty !== 0) throw new Error("dirty");
-      }).skip(),
+      exit(abi.HVI_EXIT_IO, { number: 0x60 })
+        .do((v, t) => {
+          t.cpu.put64(abi.VCPU_GPR + 8 * abi.HVI_RBX, 99);
+          if (v.dirty !== 0) throw new Error("dirty");
+        })
+        .skip(),
     ],
     end: { rbx: 1 },
   },
@@ -265,7 +328,8 @@ export const state: Case[] = [
     script: [
       exit(abi.HVI_EXIT_EPT).scratch(),
       exit(abi.HVI_EXIT_EPT).do((v) => {
-        if (v.replyAction !== abi.HVI_REPLY_RESUME) throw new Error(`the action is ${v.replyAction}`);
+        if (v.replyAction !== abi.HVI_REPLY_RESUME)
+          throw new Error(`the action is ${v.replyAction}`);
       }),
     ],
     memory: (t) => [[t.p(0), `${"00".repeat(8)}1122334455667788`]],

@@ -23,7 +23,10 @@ export const views: Case[] = [
       t.rights(t.p(0), R, v);
     },
     script: [],
-    check: (t) => (t.vm.rights(0, t.gfn(0)) === RWX && t.vm.rights(1, t.gfn(0)) === R ? undefined : "rights leak between views"),
+    check: (t) =>
+      t.vm.rights(0, t.gfn(0)) === RWX && t.vm.rights(1, t.gfn(0)) === R
+        ? undefined
+        : "rights leak between views",
   },
   {
     name: "view.run-in-view-1",
@@ -44,8 +47,11 @@ export const views: Case[] = [
       const v = t.vm.createView(0);
       t.rights(t.p(0), RWX);
       const w = t.vm.createView(v);
-      const have = [v, w].map((x) => [t.vm.rights(x, t.gfn(0)), t.vm.rights(x, t.gfn(1)), t.vm.rights(x, t.gfn(2))].join());
-      if (have.join(" ") !== "1,4,7 1,4,7") throw new Error(`rights of the copies: ${have.join(" ")}`);
+      const have = [v, w].map((x) =>
+        [t.vm.rights(x, t.gfn(0)), t.vm.rights(x, t.gfn(1)), t.vm.rights(x, t.gfn(2))].join(),
+      );
+      if (have.join(" ") !== "1,4,7 1,4,7")
+        throw new Error(`rights of the copies: ${have.join(" ")}`);
     },
     needs: "exec-only",
     script: [],
@@ -59,9 +65,11 @@ export const views: Case[] = [
       t.rights(t.p(0), R);
     },
     script: (t) => [
-      ept("w", t.p(0), { view: 0 }).do((v) => {
-        v.view = 1;
-      }).retry(),
+      ept("w", t.p(0), { view: 0 })
+        .do((v) => {
+          v.view = 1;
+        })
+        .retry(),
     ],
     memory: (t) => [[t.p(0), le(VALUE, 8) + le(VALUE, 8)]],
     check: (t) => (t.vcpu().view === 1 ? undefined : `the view is ${t.vcpu().view}`),
@@ -74,7 +82,10 @@ export const views: Case[] = [
       t.vm.createView(0);
       t.rights(t.p(0), R);
     },
-    script: (t) => [ept("w", t.p(0)).step(1), ept("w", t.p(0, 8), { view: 0, rip: t.symbol("st8x2") + 3 }).step(1)],
+    script: (t) => [
+      ept("w", t.p(0)).step(1),
+      ept("w", t.p(0, 8), { view: 0, rip: t.symbol("st8x2") + 3 }).step(1),
+    ],
     memory: (t) => [[t.p(0), le(VALUE, 8) + le(VALUE, 8)]],
     check: (t) => (t.vcpu().view === 0 ? undefined : `the view is ${t.vcpu().view}`),
   },
@@ -88,9 +99,11 @@ export const views: Case[] = [
     },
     script: (t) => [
       ept("w", t.p(0)).step(1, true),
-      exit(abi.HVI_EXIT_STEP, { rip: t.symbol("st8x2") + 3 }).do((v) => {
-        if (v.view !== 0) throw new Error(`after the step the view is ${v.view}`);
-      }).resume(),
+      exit(abi.HVI_EXIT_STEP, { rip: t.symbol("st8x2") + 3 })
+        .do((v) => {
+          if (v.view !== 0) throw new Error(`after the step the view is ${v.view}`);
+        })
+        .resume(),
       ept("w", t.p(0, 8)).scratch(),
     ],
     memory: (t) => [[t.p(0), le(VALUE, 8) + le(0, 8)]],
@@ -166,7 +179,10 @@ export const views: Case[] = [
     script: [],
     end: { rbx: 0x77 },
     memory: (t) => [[t.p(0), le(0, 16)]],
-    check: (t) => (Buffer.from(t.vm.spare(0).subarray(0, 8)).toString("hex") === le(VALUE, 8) ? undefined : "the store missed the spare page"),
+    check: (t) =>
+      Buffer.from(t.vm.spare(0).subarray(0, 8)).toString("hex") === le(VALUE, 8)
+        ? undefined
+        : "the store missed the spare page",
   },
   {
     name: "remap.other-view-sees-ram",
@@ -190,7 +206,10 @@ export const views: Case[] = [
     },
     script: (t) => [ept("w", t.p(0), { rights: R }).resume()],
     memory: (t) => [[t.p(0), le(0, 8)]],
-    check: (t) => (Buffer.from(t.vm.spare(0).subarray(0, 8)).toString("hex") === le(VALUE, 8) ? undefined : "the store missed the spare page"),
+    check: (t) =>
+      Buffer.from(t.vm.spare(0).subarray(0, 8)).toString("hex") === le(VALUE, 8)
+        ? undefined
+        : "the store missed the spare page",
   },
   {
     name: "remap.undone",
@@ -242,9 +261,11 @@ export const views: Case[] = [
       t.rights(t.p(0), 0);
     },
     script: (t) => [
-      ept("r", t.p(0)).do((_, b) => {
-        b.vm.remap(0, b.gfn(0), spare(b, le(VALUE, 8)));
-      }).resume(),
+      ept("r", t.p(0))
+        .do((_, b) => {
+          b.vm.remap(0, b.gfn(0), spare(b, le(VALUE, 8)));
+        })
+        .resume(),
     ],
     end: { rax: VALUE },
   },
@@ -296,7 +317,8 @@ export const views: Case[] = [
       t.vm.destroyView(v);
       const w = t.vm.createView(0);
       if (w !== v) throw new Error(`view ${v} was freed, the next one is ${w}`);
-      if (t.vm.rights(w, t.gfn(0)) !== RWX) throw new Error("a new view has the rights of the one before it");
+      if (t.vm.rights(w, t.gfn(0)) !== RWX)
+        throw new Error("a new view has the rights of the one before it");
     },
     script: [],
   },
@@ -326,7 +348,10 @@ export const smp: Case[] = [
       times(ROUNDS, () => ept("w", t.p(1), { rip: t.symbol("count_locked") + 4 }).resume()),
       times(ROUNDS, () => ept("w", t.p(1, 8), { rip: t.symbol("count_locked") + 4 }).resume()),
     ],
-    memory: (t) => [[t.p(0), le(2 * ROUNDS, 8)], [t.p(1), le(1, 8) + le(1, 8)]],
+    memory: (t) => [
+      [t.p(0), le(2 * ROUNDS, 8)],
+      [t.p(1), le(1, 8) + le(1, 8)],
+    ],
     brief: true,
   },
   {
@@ -339,7 +364,8 @@ export const smp: Case[] = [
       t.rights(t.p(0), R);
     },
     script: [],
-    scripts: (t) => [0, 1].map(() => times(ROUNDS, () => ept("rw", t.p(0), { rights: R }).resume())),
+    scripts: (t) =>
+      [0, 1].map(() => times(ROUNDS, () => ept("rw", t.p(0), { rights: R }).resume())),
     memory: (t) => [[t.p(0), le(2 * ROUNDS, 8)]],
     brief: true,
   },
@@ -355,7 +381,8 @@ export const smp: Case[] = [
     },
     script: [],
     // While one steps in view 1 the other must still exit.
-    scripts: (t) => [0, 1].map(() => times(ROUNDS, () => ept("rw", t.p(0), { rights: R, view: 0 }).step(1))),
+    scripts: (t) =>
+      [0, 1].map(() => times(ROUNDS, () => ept("rw", t.p(0), { rights: R, view: 0 }).step(1))),
     memory: (t) => [[t.p(0), le(2 * ROUNDS, 8)]],
     brief: true,
   },
@@ -397,7 +424,8 @@ export const smp: Case[] = [
     script: [],
     scripts: [[], []],
     // vCPU 0 waits for memory that the engine fills before the run.
-    check: (t) => (t.get64(t.p(2)) === 1n ? undefined : "the second vCPU did not see the first's store"),
+    check: (t) =>
+      t.get64(t.p(2)) === 1n ? undefined : "the second vCPU did not see the first's store",
     brief: true,
   },
   {
@@ -422,19 +450,25 @@ export const smp: Case[] = [
     script: [],
     // At the first exit of each its own next page loses X.
     scripts: (t) => [
-      [exit(abi.HVI_EXIT_IO, { number: 0x60 }).do((v, b) => {
-        b.put64(b.p(0), VALUE);
-        v.rip = b.symbol("ld8");
-        b.cpus[0]!.set("rsi", b.d(0));
-        b.rights(b.p(0), 0);
-        v.retry();
-      }), ept("r", t.p(0), { rip: "ld8" }).resume()],
-      [exit(abi.HVI_EXIT_IO, { number: 0x61 }).do((v, b) => {
-        v.rip = b.symbol("ld8");
-        b.cpus[1]!.set("rsi", b.d(1));
-        b.rights(b.p(1), 0);
-        v.retry();
-      }), ept("r", t.p(1), { rip: "ld8" }).resume()],
+      [
+        exit(abi.HVI_EXIT_IO, { number: 0x60 }).do((v, b) => {
+          b.put64(b.p(0), VALUE);
+          v.rip = b.symbol("ld8");
+          b.cpus[0]!.set("rsi", b.d(0));
+          b.rights(b.p(0), 0);
+          v.retry();
+        }),
+        ept("r", t.p(0), { rip: "ld8" }).resume(),
+      ],
+      [
+        exit(abi.HVI_EXIT_IO, { number: 0x61 }).do((v, b) => {
+          v.rip = b.symbol("ld8");
+          b.cpus[1]!.set("rsi", b.d(1));
+          b.rights(b.p(1), 0);
+          v.retry();
+        }),
+        ept("r", t.p(1), { rip: "ld8" }).resume(),
+      ],
     ],
   },
   {
@@ -443,11 +477,16 @@ export const smp: Case[] = [
     entry: "nops",
     setup: (t) => t.cpus[1]!.setAll({ rip: t.symbol("nops"), mpState: abi.HVI_MP_WAIT_SIPI }),
     script: [],
-    scripts: [[exit(abi.HVI_EXIT_IO, { number: 0xee }).do((v, t) => {
-      t.cpus[1]!.set("mpState", abi.HVI_MP_RUNNING);
-      t.cpus[0]!.set("mpState", abi.HVI_MP_WAIT_SIPI);
-      v.skip();
-    })], [exit(abi.HVI_EXIT_IO, { number: 0xee })]],
+    scripts: [
+      [
+        exit(abi.HVI_EXIT_IO, { number: 0xee }).do((v, t) => {
+          t.cpus[1]!.set("mpState", abi.HVI_MP_RUNNING);
+          t.cpus[0]!.set("mpState", abi.HVI_MP_WAIT_SIPI);
+          v.skip();
+        }),
+      ],
+      [exit(abi.HVI_EXIT_IO, { number: 0xee })],
+    ],
     done: false,
   },
   {
@@ -461,11 +500,13 @@ export const smp: Case[] = [
     },
     script: [],
     scripts: [
-      [exit(abi.HVI_EXIT_IO, { number: 0xee }).do((_, t) => {
-        if (t.get64(t.p(0, 8)) !== 0n) throw new Error("the paused vCPU ran");
-        t.cpus[0]!.set("mpState", abi.HVI_MP_WAIT_SIPI);
-        t.vm.resume(1);
-      })],
+      [
+        exit(abi.HVI_EXIT_IO, { number: 0xee }).do((_, t) => {
+          if (t.get64(t.p(0, 8)) !== 0n) throw new Error("the paused vCPU ran");
+          t.cpus[0]!.set("mpState", abi.HVI_MP_WAIT_SIPI);
+          t.vm.resume(1);
+        }),
+      ],
       [exit(abi.HVI_EXIT_PAUSED), exit(abi.HVI_EXIT_IO, { number: 0xee })],
     ],
     done: false,
@@ -484,9 +525,11 @@ export const smp: Case[] = [
     // The kick comes at an exit, the flag with it.
     setup: (t) => t.rights(t.p(0), 0),
     script: (t) => [
-      ept("r", t.p(0)).do((_, b) => {
-        b.vm.kick();
-      }).retry(),
+      ept("r", t.p(0))
+        .do((_, b) => {
+          b.vm.kick();
+        })
+        .retry(),
       exit(abi.HVI_EXIT_PAUSED).do((_, b) => {
         b.poke(b.p(0), "01");
         b.rights(b.p(0), RW);
