@@ -63,6 +63,18 @@ u64 form_key(u8 bits, const ZydisDecodedInstruction *z, const ZydisDecodedOperan
 	return h ? h : 1;
 }
 
+bool is_xsave(ZydisMnemonic m)
+{
+	switch (m) {
+	case ZYDIS_MNEMONIC_XSAVE: case ZYDIS_MNEMONIC_XSAVE64:
+	case ZYDIS_MNEMONIC_XSAVEOPT: case ZYDIS_MNEMONIC_XSAVEOPT64:
+	case ZYDIS_MNEMONIC_XRSTOR: case ZYDIS_MNEMONIC_XRSTOR64:
+		return true;
+	default:
+		return false;
+	}
+}
+
 /* Instructions whose result depends on the machine around, or that a user program must not run. */
 static bool skipped(const ZydisDecodedInstruction *z, const ZydisDecodedOperand *op)
 {
@@ -78,6 +90,10 @@ static bool skipped(const ZydisDecodedInstruction *z, const ZydisDecodedOperand 
 	case ZYDIS_ISA_EXT_RDSEED: case ZYDIS_ISA_EXT_GFNI: case ZYDIS_ISA_EXT_VAES:
 	case ZYDIS_ISA_EXT_VPCLMULQDQ: case ZYDIS_ISA_EXT_AVX_VNNI: case ZYDIS_ISA_EXT_PAUSE:
 	case ZYDIS_ISA_EXT_AMD3DNOW_PREFETCH:
+		break;
+	case ZYDIS_ISA_EXT_XSAVE: case ZYDIS_ISA_EXT_XSAVEOPT:
+		if (!is_xsave(z->mnemonic))
+			return true;
 		break;
 	default:
 		return true;

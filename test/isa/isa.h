@@ -71,6 +71,7 @@ struct form {
 	u32 states, mismatches, completed, faults;
 };
 
+bool is_xsave(ZydisMnemonic m);
 u32 find_forms(struct form **forms);
 u64 form_key(u8 bits, const ZydisDecodedInstruction *z, const ZydisDecodedOperand *op);
 

@@ -463,6 +463,34 @@ static void special_registers(struct rng *r, struct test *t)
 	}
 }
 
+/*
+ * XSAVE and XRSTOR: a mask of components that the guest has too, and an area
+ * that XRSTOR takes, but for some bit now and then. False: the mask is part of
+ * the address.
+ */
+static bool xsave_area(struct rng *r, struct test *t, const ZydisDecodedOperand *p)
+{
+	u64 la = address_of(t, p), bv = below(r, 8);
+	u64 *g = t->in.gpr;
+	u32 mxcsr = (u32)rnd(r) & 0xffff;
+
+	if (g[RAX] >= 8 || g[RDX])
+		return false;
+	if (!readable(la, 1024))
+		return true;
+	random_bytes(r, sandbox(la), 1024);
+	if (below(r, 12) == 0)
+		bv |= 1ull << (20 + below(r, 40));	/* nobody has these */
+	if (below(r, 12) == 0)
+		mxcsr |= 0x10000;
+	memcpy(sandbox(la + XS_MXCSR), &mxcsr, 4);
+	memset(sandbox(la + XS_BV), 0, 64);
+	memcpy(sandbox(la + XS_BV), &bv, 8);
+	if (below(r, 12) == 0)
+		sandbox(la + XS_BV + 8)[below(r, 16)] = 1;
+	return true;
+}
+
 static bool fill_operands(struct rng *r, struct test *t)
 {
 	u64 *g = t->in.gpr;
@@ -474,6 +502,10 @@ static bool fill_operands(struct rng *r, struct test *t)
 	if (below(r, 24) == 0)
 		g[RSP] = below(r, 2) ? STACK + below(r, 12) : STACK + STACK_SIZE - below(r, 12);
 	special_registers(r, t);
+	if (is_xsave(t->z.mnemonic)) {
+		g[RAX] = below(r, 8);
+		g[RDX] = 0;
+	}
 
 	for (u32 i = 0; i < t->z.operand_count; i++) {
 		const ZydisDecodedOperand *p = &t->op[i];
@@ -481,7 +513,7 @@ static bool fill_operands(struct rng *r, struct test *t)
 
 		if (p->type != ZYDIS_OPERAND_TYPE_MEMORY || p->visibility == ZYDIS_OPERAND_VISIBILITY_HIDDEN)
 			continue;
-		target = data_target(r, t->bits, p->size / 8);
+		target = data_target(r, t->bits, is_xsave(t->z.mnemonic) ? 832 : p->size / 8);
 		if (is_string(&t->z) && below(r, 4))
 			target = DATA + 0x800 + below(r, 0x1000);
 		if (t->z.address_width == 32 && target >> 32)
@@ -532,6 +564,11 @@ static bool fill_operands(struct rng *r, struct test *t)
 		la = address_of(t, p);
 		if (!safe(la))
 			return false;
+		if (is_xsave(t->z.mnemonic)) {
+			if (!xsave_area(r, t, p))
+				return false;
+			continue;
+		}
 		if (n < 4) {
 			where[n] = la;
 			sizes[n++] = p->size / 8;

@@ -70,6 +70,9 @@ static const struct {
 bool fault_address_loose(const struct test *t)
 {
 	switch (t->z.mnemonic) {
+	case ZYDIS_MNEMONIC_XSAVE: case ZYDIS_MNEMONIC_XSAVE64:
+	case ZYDIS_MNEMONIC_XSAVEOPT: case ZYDIS_MNEMONIC_XSAVEOPT64:
+	case ZYDIS_MNEMONIC_XRSTOR: case ZYDIS_MNEMONIC_XRSTOR64:
 	case ZYDIS_MNEMONIC_FXSAVE: case ZYDIS_MNEMONIC_FXSAVE64:
 	case ZYDIS_MNEMONIC_FXRSTOR: case ZYDIS_MNEMONIC_FXRSTOR64:
 	case ZYDIS_MNEMONIC_FNSAVE: case ZYDIS_MNEMONIC_FRSTOR:
@@ -94,6 +97,8 @@ bool fault_memory_loose(const struct test *t)
 	case ZYDIS_MNEMONIC_FSTP: case ZYDIS_MNEMONIC_FBSTP:
 	case ZYDIS_MNEMONIC_FNSAVE: case ZYDIS_MNEMONIC_FNSTENV:
 	case ZYDIS_MNEMONIC_FXSAVE: case ZYDIS_MNEMONIC_FXSAVE64:
+	case ZYDIS_MNEMONIC_XSAVE: case ZYDIS_MNEMONIC_XSAVE64:
+	case ZYDIS_MNEMONIC_XSAVEOPT: case ZYDIS_MNEMONIC_XSAVEOPT64:
 		return true;
 	default:
 		return false;
@@ -205,7 +210,7 @@ void forget_undefined(const struct test *t, struct outcome *h, struct outcome *g
 		forget_top(g->s.xs);
 	}
 	/* FIP and FDP are made canonical, by the linear-address width of the CPU: 57 bits here, 48 in the guest. */
-	if (t->z.mnemonic == ZYDIS_MNEMONIC_FXRSTOR64) {
+	if (t->z.mnemonic == ZYDIS_MNEMONIC_FXRSTOR64 || t->z.mnemonic == ZYDIS_MNEMONIC_XRSTOR64) {
 		memset(h->s.xs + 14, 0, 2);
 		memset(g->s.xs + 14, 0, 2);
 		memset(h->s.xs + 22, 0, 2);
