@@ -710,6 +710,7 @@ again:
 		j->rip = c->rip;
 		j->key = c->jump_key;
 		j->blk = b;
+		set_note_code(c->more->set[c->more->view], la);
 	}
 	return b;
 }

@@ -407,6 +407,10 @@ static void note_exception(struct cpu *c)
 	m->raised.dr6 = m->raised_dr6;
 	m->raised_dr6 = 0;
 	m->rf_loaded = false;
+	if (m->in_iret) {
+		m->in_iret = false;
+		m->nmi_blocked = false;
+	}
 	if (m->delivering) {
 		m->delivering = false;
 		event_merge(c);
@@ -447,6 +451,7 @@ static u32 slice(struct cpu *c, u64 end)
 			c->blk = NULL;
 			c->rep_limit = QUANTUM;
 			m->delivering = false;
+			m->in_iret = false;
 			return m->page->exit.reason;
 		}
 		note_exception(c);

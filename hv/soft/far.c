@@ -278,6 +278,7 @@ static void load_flags(struct cpu *c, u64 v)
 static void unblock_nmi(struct cpu *c)
 {
 	c->more->nmi_blocked = false;
+	c->more->in_iret = false;
 	if (c->more->page->event.flags & HVI_EVENT_VALID)
 		c->icount_stop = 0;	/* one is waiting */
 }
@@ -333,6 +334,7 @@ static HANDLER(iret)
 	u64 f[5], flags;
 	bool five = c->code_bits == 64, to_64;
 
+	c->more->in_iret = true;
 	if (real_or_v86(c))
 		return iret_real(c, o);
 	if (c->rflags & FL_NT) {

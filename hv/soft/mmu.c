@@ -76,6 +76,10 @@ static void set_reset(struct cpu *c, struct tlb_set *s)
 		s->gen = 1;
 	}
 	s->jump_gen = ++c->more->jump_counter;
+	memset(s->large, 0, sizeof(s->large));
+	memset(s->code, 0, sizeof(s->code));
+	s->huge_first = ~0ull;
+	s->huge_last = 0;
 }
 
 int mmu_add_set(struct cpu *c, u32 view)
@@ -86,13 +90,11 @@ int mmu_add_set(struct cpu *c, u32 view)
 		s = aligned_alloc(64, (sizeof(*s) + 63) & ~63ul);
 		if (!s)
 			return -1;
-		memset(s, 0xff, sizeof(*s));
-		s->gen = 1;
-		s->jump_gen = ++c->more->jump_counter;
+		memset(s->e, 0xff, sizeof(s->e));
+		s->gen = 0;
 		c->more->set[view] = s;
-	} else {
-		set_reset(c, s);
 	}
+	set_reset(c, s);
 	return 0;
 }
 
@@ -126,7 +128,12 @@ void mmu_flush_all(struct cpu *c)
 	mmu_setup(c);
 }
 
-/* INVLPG: every mode, every view. Large pages are held as 4 KiB entries, so all of one must go. */
+static void entry_clear(struct tlb_entry *e)
+{
+	e->tag_r = e->tag_w = e->tag_x = ~0ull;
+}
+
+/* INVLPG: every mode, every view. Large pages are held as 4 KiB entries, all of which must go. */
 void mmu_flush_page(struct cpu *c, u64 la)
 {
 	for (u32 i = 0; i < HVI_MAX_VIEWS; i++) {
@@ -134,17 +141,25 @@ void mmu_flush_page(struct cpu *c, u64 la)
 
 		if (!s)
 			continue;
-		for (int m = 0; m < TLB_MODES; m++) {
-			/* A 2 MiB or 4 MiB page covers up to 1024 consecutive slots: all of them. */
-			for (u32 k = 0; k < TLB_SIZE; k++) {
-				struct tlb_entry *e = &s->e[m][k];
-				u64 tag = e->tag_r != ~0ull ? e->tag_r : e->tag_w != ~0ull ? e->tag_w : e->tag_x;
-
-				if (tag != ~0ull && !((tag ^ la) & ~0x3fffffull))
-					e->tag_r = e->tag_w = e->tag_x = ~0ull;
-			}
+		if (la >> 30 >= s->huge_first && la >> 30 <= s->huge_last) {
+			set_reset(c, s);
+			continue;
 		}
-		s->jump_gen = ++c->more->jump_counter;
+		if (s->large[la >> 28 & 15] >> (la >> 22 & 63) & 1) {
+			for (u32 k = 0; k < TLB_MODES * TLB_SIZE; k++) {
+				struct tlb_entry *e = &s->e[0][0] + k;
+
+				/* An unset tag is all ones; clearing such an entry does no harm. */
+				if (!(((e->tag_r & e->tag_w & e->tag_x) ^ la) & ~0x3fffffull))
+					entry_clear(e);
+			}
+			s->jump_gen = ++c->more->jump_counter;
+			continue;
+		}
+		for (int m = 0; m < TLB_MODES; m++)
+			entry_clear(&s->e[m][(la >> 12) & (TLB_SIZE - 1)]);
+		if (s->code[la >> 18 & 63] >> (la >> 12 & 63) & 1)
+			s->jump_gen = ++c->more->jump_counter;
 	}
 	mmu_setup(c);
 }
@@ -353,6 +368,7 @@ struct walk {
 	struct level level[5];
 	int n;
 	u64 gpa;
+	u64 span;		/* page size - 1 */
 	bool w, u, nx;		/* combined over the levels */
 };
 
@@ -400,6 +416,7 @@ static void walk_64(struct cpu *c, const struct op *o, u64 la, u32 err, u32 user
 			u64 span = (1ull << (12 + 9 * (level - 1))) - 1;
 
 			w->gpa = (l->entry & PHYS_MASK & ~0xfffull & ~span) | (la & span);
+			w->span = span;
 			return;
 		}
 		table = l->entry & PHYS_MASK & ~0xfffull;
@@ -424,6 +441,7 @@ static void walk_32(struct cpu *c, const struct op *o, u64 la, u32 err, u32 user
 		if (l->entry & (1u << 21))
 			page_fault(c, o, la, err | PF_P | PF_RSVD);
 		w->gpa = (l->entry & 0xffc00000) | (l->entry >> 13 & 0xff) << 32 | (la & 0x3fffff);
+		w->span = 0x3fffff;
 		return;
 	}
 	l++;
@@ -444,7 +462,8 @@ static void walk_32(struct cpu *c, const struct op *o, u64 la, u32 err, u32 user
  */
 static u64 guest_walk(struct cpu *c, const struct op *o, u64 la, u32 kind, enum tlb_mode mode, u32 *perm)
 {
-	struct walk w = { .n = 0 };
+	struct tlb_set *set = c->more->set[c->more->view];
+	struct walk w = { .span = 0xfff };
 	bool user = mode == TLB_USER;
 	bool smep = c->cr4 & CR4_SMEP, smap = c->cr4 & CR4_SMAP;
 	bool nxe = (c->efer & EFER_NXE) && (c->cr4 & CR4_PAE);
@@ -487,6 +506,14 @@ static u64 guest_walk(struct cpu *c, const struct op *o, u64 la, u32 kind, enum 
 
 		entry_or(c, l->host, l->gpa, l->rights, l->entry, bits, size);
 		l->entry |= bits;
+	}
+	if (w.span > 0x3fffff) {
+		if (la >> 30 < set->huge_first)
+			set->huge_first = la >> 30;
+		if (la >> 30 > set->huge_last)
+			set->huge_last = la >> 30;
+	} else if (w.span > 0xfff) {
+		set->large[la >> 28 & 15] |= 1ull << (la >> 22 & 63);
 	}
 	*perm = ok & (leaf->entry & PTE_D ? HVI_RWX : HVI_R | HVI_X);
 	return w.gpa;

@@ -75,7 +75,16 @@ struct tlb_set {
 	struct tlb_entry e[TLB_MODES][TLB_SIZE];
 	u64 gen;
 	u64 jump_gen;		/* unique; changes when jumps[] entries become invalid */
+	/* For INVLPG, sets that may say yes too often: 4 MiB regions with entries of large pages, pages in jumps[]. */
+	u64 large[16];
+	u64 code[64];
+	u64 huge_first, huge_last;	/* span of 1 GiB pages seen, in GiB; empty when first > last */
 };
+
+static inline void set_note_code(struct tlb_set *s, u64 la)
+{
+	s->code[la >> 18 & 63] |= 1ull << (la >> 12 & 63);
+}
 
 struct slot {
 	u64 gfn, pages;
@@ -201,6 +210,7 @@ struct cpu_more {
 	u64 shadow_at;			/* icount at which the STI or MOV SS shadow lies */
 	u32 shadow;			/* HVI_BLOCK_STI or HVI_BLOCK_MOV_SS while icount == shadow_at */
 	bool nmi_blocked;
+	bool in_iret;			/* an IRET is at work: it unblocks NMIs even when it faults (SDM 6.7.1) */
 	u64 pending_debug;		/* DR6 bits of a #DB trap to come */
 	bool single_tf;			/* RFLAGS.TF when the instruction began */
 
