@@ -236,8 +236,9 @@ void msr_set(struct cpu *c, u32 index, u64 v)
 
 u32 msr_list(u32 *out, u32 room)
 {
+	/* IA32_SPEC_CTRL is on the vCPU page, and readable only with the CPUID bits for it. */
 	static const u32 list[] = {
-		M_TSC_ADJUST, M_TSC, M_APIC_BASE, M_SPEC_CTRL, M_SYSENTER_CS, M_SYSENTER_ESP, M_SYSENTER_EIP,
+		M_TSC_ADJUST, M_TSC, M_APIC_BASE, M_SYSENTER_CS, M_SYSENTER_ESP, M_SYSENTER_EIP,
 		M_MCG_STATUS, M_MISC_ENABLE, M_DEBUGCTL, M_PAT, M_MTRR_DEF, M_TSC_DEADLINE, M_XSS, M_EFER,
 		M_STAR, M_LSTAR, M_CSTAR, M_FMASK, M_FS_BASE, M_GS_BASE, M_KERNEL_GS_BASE, M_TSC_AUX,
 		0x200, 0x201, 0x202, 0x203, 0x204, 0x205, 0x206, 0x207,
