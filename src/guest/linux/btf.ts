@@ -315,7 +315,8 @@ export class Btf {
   /**
    * The member at `path` of a structure: names joined with dots, elements of
    * arrays in brackets, as "mem[2].base"; members of anonymous structures
-   * directly. Undefined when this kernel does not have it.
+   * directly. Undefined when this kernel does not have it, or places it outside
+   * of the structure.
    */
   member(struct: string, path: string): BtfMember | undefined {
     const key = `${struct} ${path}`;
@@ -328,6 +329,7 @@ export class Btf {
 
   #walk(struct: string, path: string): BtfMember | undefined {
     let type = this.findStruct(struct);
+    const whole = type === undefined ? 0 : (this.sizeof(type) ?? 0);
     this.#budget = MAX_MEMBERS;
     let bits = 0;
     let width = 0;
@@ -349,10 +351,11 @@ export class Btf {
         type = element;
       }
     }
-    if (type === undefined) return undefined;
+    const offset = Math.floor(bits / 8);
+    if (type === undefined || offset >= whole) return undefined;
     return {
-      offset: bits >>> 3,
-      bitOffset: bits & 7,
+      offset,
+      bitOffset: bits % 8,
       bitSize: width,
       size: this.sizeof(type) ?? 0,
       type,

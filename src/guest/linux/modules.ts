@@ -213,8 +213,10 @@ export class ModuleReader {
   list(): ModuleList {
     const modules: LinuxModule[] = [];
     const seen = new Set<number>();
-    const bytes = new Uint8Array(this.size);
-    const view = new DataView(bytes.buffer);
+    // Room for a field that hostile BTF puts at the very end.
+    const room = new Uint8Array(this.size + 16);
+    const bytes = room.subarray(0, this.size);
+    const view = new DataView(room.buffer);
     let node = this.vm.readPtr(this.head);
     // Before modules are set up the list head is still empty.
     if (node === 0) return { modules, problem: undefined };

@@ -5,12 +5,14 @@
  * or a wild pointer ends the walk with a named problem and what was read so far.
  */
 import { gvaFromHalves } from "../../memory/address.ts";
-import { cString, isKernelPointer, pointerProblem, type VirtualReader } from "../reader.ts";
+import { isKernelPointer, pointerProblem, type VirtualReader } from "../reader.ts";
 import type { Btf } from "./btf.ts";
 import type { SymbolTable } from "./kallsyms.ts";
 
 /** More tasks than this are not believed (PID_MAX_LIMIT is 4 Mi; a guest of hvi has thousands). */
 const MAX_TASKS = 262_144;
+/** A task_struct has some 10 KiB. */
+const MAX_TASK_BYTES = 65_536;
 const PF_KTHREAD = 0x0020_0000;
 /** TASK_COMM_LEN */
 const COMM_BYTES = 16;
@@ -49,7 +51,6 @@ interface Offsets {
   mm: number;
   pgd: number;
   parent: number;
-  size: number;
 }
 
 /** Kernel state bits to the letter of /proc (fs/proc/array.c). */
@@ -64,6 +65,9 @@ function stateLetter(state: number, exitState: number): string {
 export class TaskReader {
   readonly #bytes: Uint8Array;
   readonly #view: DataView;
+  readonly #text: Buffer;
+  /** tasks.next of the task read last. */
+  #next = 0;
   readonly #base: number;
 
   private constructor(
@@ -73,13 +77,11 @@ export class TaskReader {
     private readonly currentSymbol: number | undefined,
   ) {
     // One read takes all fields: they must be of one moment.
-    const { size, ...fields } = offsets;
-    delete (fields as Partial<Offsets>).pgd;
+    const { pgd: _, ...fields } = offsets;
     this.#base = Math.min(...Object.values(fields));
-    this.#bytes = new Uint8Array(
-      Math.min(size, Math.max(...Object.values(fields)) + COMM_BYTES) - this.#base,
-    );
+    this.#bytes = new Uint8Array(Math.max(...Object.values(fields)) + COMM_BYTES - this.#base);
     this.#view = new DataView(this.#bytes.buffer);
+    this.#text = Buffer.from(this.#bytes.buffer);
   }
 
   /** The reader, or the name of what this kernel lacks for it. */
@@ -91,11 +93,11 @@ export class TaskReader {
     const initTask = symbols.lookup("init_task");
     if (initTask === undefined) return { missing: "symbol init_task" };
     const size = btf.sizeof("task_struct");
-    if (size === undefined) return { missing: "BTF struct task_struct" };
+    if (size === undefined || size > MAX_TASK_BYTES) return { missing: "BTF struct task_struct" };
     const member = (names: string[]): number => {
       for (const name of names) {
         const found = btf.member("task_struct", name);
-        if (found !== undefined && found.offset + found.size <= size) return found.offset;
+        if (found !== undefined) return found.offset;
       }
       throw new MissingField(`BTF member task_struct.${names[0]}`);
     };
@@ -114,7 +116,6 @@ export class TaskReader {
         mm: member(["mm"]),
         parent: member(["real_parent"]),
         pgd,
-        size,
       };
       // Per-CPU: within pcpu_hot while that existed, a variable of its own before and after.
       const hot = symbols.lookup("pcpu_hot");
@@ -152,7 +153,10 @@ export class TaskReader {
   }
 
   #comm(): string {
-    return cString(this.#bytes, this.offsets.comm - this.#base, COMM_BYTES);
+    const start = this.offsets.comm - this.#base;
+    let end = start;
+    while (end < start + COMM_BYTES && this.#bytes[end] !== 0) end++;
+    return this.#text.toString("latin1", start, end);
   }
 
   /** The task whose task_struct is at `address`; undefined when it cannot be read. */
@@ -163,6 +167,8 @@ export class TaskReader {
   #read(address: number, known: Map<number, Task["parent"]> | undefined): Task | undefined {
     if (!this.#load(address)) return undefined;
     const o = this.offsets;
+    // Before the parent is read over it.
+    this.#next = this.#pointer(o.tasks);
     const pid = this.#u32(o.pid) | 0;
     const tgid = this.#u32(o.tgid) | 0;
     const comm = this.#comm();
@@ -200,7 +206,7 @@ export class TaskReader {
       }
       tasks.push(task);
       seen.add(node);
-      node = this.vm.readPtr(node);
+      node = this.#next;
       if (node === head) break;
       if (!isKernelPointer(node)) {
         problem = `the task list ${pointerProblem(node)}`;
