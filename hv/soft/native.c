@@ -334,7 +334,7 @@ static u8 needs(const struct insn *in, struct registers r)
 		return NEED_X87 | NEED_NOMF;
 	if (vex)
 		return NEED_VEX | (r.vector ? NEED_AVX | NEED_TS0 : 0);
-	if (r.mmx || in->z.mnemonic == ZYDIS_MNEMONIC_CVTPI2PS)
+	if (r.mmx)
 		return NEED_EM0 | NEED_TS0 | NEED_NOMF | (r.vector ? NEED_FXSR : 0);
 	if (r.vector)
 		return NEED_EM0 | NEED_FXSR | NEED_TS0;
@@ -399,7 +399,8 @@ enum xlate native_translate(struct cpu *c, const struct insn *in, struct op *o)
 		o->a = (u8)ZydisRegisterGetId(in->op[1].reg.value);
 		o->b = (u8)(in->op[1].size / 32);
 	}
-	if ((f.need & (NEED_X87 | NEED_NOMF))) {
+	/* CVTPI2PS from memory does not wait for x87 exceptions, but leaves the registers to MMX. */
+	if ((f.need & (NEED_X87 | NEED_NOMF)) || in->z.mnemonic == ZYDIS_MNEMONIC_CVTPI2PS) {
 		f.bits |= FORM_FX | (r.vector ? FORM_FX_XMM : 0);
 		if (f.need & NEED_X87) {
 			f.bits |= FORM_FIP;

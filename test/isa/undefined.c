@@ -87,13 +87,14 @@ bool fault_address_loose(const struct test *t)
 
 /*
  * Memory that a faulting instruction may have written in part: hvi writes
- * nothing. CALL and ENTER push before they fault on this CPU; stores of 10
+ * nothing. CALL, ENTER and PUSHA push before they fault on this CPU; stores of 10
  * bytes and more across a page boundary write the first page.
  */
 bool fault_memory_loose(const struct test *t)
 {
 	switch (t->z.mnemonic) {
 	case ZYDIS_MNEMONIC_CALL: case ZYDIS_MNEMONIC_ENTER:
+	case ZYDIS_MNEMONIC_PUSHA: case ZYDIS_MNEMONIC_PUSHAD:
 	case ZYDIS_MNEMONIC_FSTP: case ZYDIS_MNEMONIC_FBSTP:
 	case ZYDIS_MNEMONIC_FNSAVE: case ZYDIS_MNEMONIC_FNSTENV:
 	case ZYDIS_MNEMONIC_FXSAVE: case ZYDIS_MNEMONIC_FXSAVE64:
@@ -216,6 +217,11 @@ void forget_undefined(const struct test *t, struct outcome *h, struct outcome *g
 		memset(h->s.xs + 22, 0, 2);
 		memset(g->s.xs + 22, 0, 2);
 	}
+	/* POPA that faults: this CPU has loaded what it read, hvi nothing; ESP stands, so that both can go on. */
+	if (fault && (t->z.mnemonic == ZYDIS_MNEMONIC_POPA || t->z.mnemonic == ZYDIS_MNEMONIC_POPAD))
+		for (u32 i = 0; i < 8; i++)
+			if (i != RSP)
+				g->s.gpr[i] = h->s.gpr[i];
 	/* A store's #PF may come after MXCSR was updated: which comes first is not said. */
 	if (fault && t->z.mnemonic == ZYDIS_MNEMONIC_VCVTPS2PH && h->vector != 19) {
 		memcpy(h->s.xs + XS_MXCSR, t->in.xs + XS_MXCSR, 4);
