@@ -60,10 +60,7 @@ async function boot(kernel: string, initrd: string): Promise<{ code: number; con
   const code = await hvi(
     [
       ...["run", "--kernel", kernel, "--initrd", initrd, "--memory", "256M"],
-      ...[
-        "--append",
-        "console=ttyS0 hvi.skip=idt hvi.mode=benign-brief,attack,benign-brief,snapshot,poweroff",
-      ],
+      ...["--append", "console=ttyS0 hvi.mode=benign-brief,attack,benign-brief,snapshot,poweroff"],
       ...["--protect", "all", "--alerts", files.alerts, "--timeout", String(LIMIT)],
       ...["--snapshot-at", "HVI-SNAPSHOT here", "--snapshot", files.snapshot],
     ],
