@@ -65,7 +65,6 @@ function stateLetter(state: number, exitState: number): string {
 export class TaskReader {
   readonly #bytes: Uint8Array;
   readonly #view: DataView;
-  readonly #text: Buffer;
   /** tasks.next of the task read last. */
   #next = 0;
   readonly #base: number;
@@ -81,7 +80,6 @@ export class TaskReader {
     this.#base = Math.min(...Object.values(fields));
     this.#bytes = new Uint8Array(Math.max(...Object.values(fields)) + COMM_BYTES - this.#base);
     this.#view = new DataView(this.#bytes.buffer);
-    this.#text = Buffer.from(this.#bytes.buffer);
   }
 
   /** The reader, or the name of what this kernel lacks for it. */
@@ -154,9 +152,11 @@ export class TaskReader {
 
   #comm(): string {
     const start = this.offsets.comm - this.#base;
-    let end = start;
-    while (end < start + COMM_BYTES && this.#bytes[end] !== 0) end++;
-    return this.#text.toString("latin1", start, end);
+    let text = "";
+    for (let i = start; i < start + COMM_BYTES && this.#bytes[i] !== 0; i++) {
+      text += String.fromCharCode(this.#bytes[i]);
+    }
+    return text;
   }
 
   /** The task whose task_struct is at `address`; undefined when it cannot be read. */
