@@ -3,7 +3,16 @@
 import { openVm, type Vcpu, type Vm } from "../../src/bridge/index.ts";
 import { Cpu, type RegName } from "./cpu.ts";
 import type { Image, ImageSource } from "./guests.ts";
-import { buildTables, DATA_OF, IMAGE, type Mode, RAM_SIZE, WINDOW } from "./layout.ts";
+import {
+  buildTables,
+  DATA_OF,
+  HIGH,
+  HIGH_SIZE,
+  IMAGE,
+  type Mode,
+  RAM_SIZE,
+  WINDOW,
+} from "./layout.ts";
 
 export type BackendName = "soft" | "vmx";
 
@@ -18,15 +27,17 @@ export class Bench {
 
   constructor(
     readonly backend: BackendName,
-    images: ImageSource,
+    private readonly images: ImageSource,
     readonly mode: Mode,
     vcpus: number,
+    high = false,
   ) {
     this.image = IMAGE[mode];
     this.guest = images(this.image);
     this.vm = openVm({ backend });
     this.vm.create({ vcpus });
     this.vm.addMemory({ gpa: 0, size: RAM_SIZE });
+    if (high) this.vm.addMemory({ gpa: HIGH, size: HIGH_SIZE });
     this.vm.mapMemory();
     const ram = this.vm.ram.view(0, RAM_SIZE);
     if (!ram) throw new Error("the guest's RAM is not one view");
@@ -113,6 +124,10 @@ export class Bench {
   }
   reg(name: RegName, cpu = 0): bigint {
     return this.cpus[cpu]!.get(name);
+  }
+  /** Another machine like this one at its start. */
+  sibling(): Bench {
+    return new Bench(this.backend, this.images, this.mode, this.cpus.length);
   }
   close(): void {
     this.vm.close();

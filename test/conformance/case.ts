@@ -114,6 +114,8 @@ export interface Case {
   /** Symbol at which it starts; "nothing" when absent. */
   entry?: string;
   vcpus?: number;
+  /** A second memory slot of 64 KiB at 4 GiB. */
+  high?: boolean;
   regs?: When<Regs>;
   /** Rights, views, intercepts, memory: before the first run. */
   setup?: (t: Bench) => void;

@@ -18,6 +18,9 @@ export const PORT_VECTOR = 0x80;
 export const VECTORS = 64;
 
 export const RAM_SIZE = 0x800000;
+/** The second memory slot of cases that ask for it. */
+export const HIGH = 0x100000000;
+export const HIGH_SIZE = 0x10000;
 export const GDT = 0x1000;
 export const IDT = 0x2000;
 export const TSS = 0x3000;

@@ -246,7 +246,7 @@ export function runCase(c: Case, backend: BackendName, images: ImageSource): Res
   };
   let t: Bench | undefined;
   try {
-    t = new Bench(backend, images, c.mode ?? "long", vcpus);
+    t = new Bench(backend, images, c.mode ?? "long", vcpus, c.high);
     if (
       (c.needs === "avx" && !t.avx) ||
       (c.needs === "exec-only" && (t.vm.info.caps & abi.HVI_CAP_EXEC_ONLY) === 0)

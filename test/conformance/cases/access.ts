@@ -595,6 +595,47 @@ const others: Case[] = [
     script: (t) => [ept("w", t.p(0, 1), { size: 1, rights: R }).resume()],
     memory: (t) => [[t.p(0), "0001"]],
   },
+  // Ranges that cover a read in part, or more than it.
+  ...(
+    [
+      ["inside", 2, 4, "c0c1 31323334 c6c7"],
+      ["from-before", -4, 8, "35363738 c4c5c6c7"],
+      ["to-behind", 4, 16, "c0c1c2c3 31323334"],
+      ["around", -16, 64, "4142434445464748"],
+      ["beside", 8, 8, "c0c1c2c3c4c5c6c7"],
+      ["whole-page-half", -0x50, 256, "8182838485868788"],
+    ] as const
+  ).map(
+    ([name, from, length, result]): Case =>
+      load(
+        `emulate-range.${name}`,
+        8,
+        0x50,
+        [0, RWX],
+        (t) => [
+          ept("r", t.p(0, 0x50), { size: 8, rights: 0 }).do((c, b) =>
+            c.emulate(b.p(0, 0x50 + from), fromHex(pattern(length, 0x31))),
+          ),
+        ],
+        result.replaceAll(" ", ""),
+      ),
+  ),
+  ...Array.from(
+    { length: 8 },
+    (_, i): Case =>
+      load(
+        `emulate-offset.${i}`,
+        4,
+        0x60 + i,
+        [0, RWX],
+        (t) => [
+          ept("r", t.p(0, 0x60 + i), { size: 4, rights: 0 }).do((c, b) =>
+            c.emulate(b.p(0, 0x60), fromHex(pattern(16))),
+          ),
+        ],
+        pattern(4, 0x11 + i),
+      ),
+  ),
   {
     name: "reply.one-instruction-only",
     entry: "st8x2",

@@ -3,7 +3,7 @@
 
 import { le } from "../bench.ts";
 import { type Case, ept } from "../case.ts";
-import { LARGE, WALK } from "../layout.ts";
+import { HIGH, HIGH_SIZE, LARGE, WALK } from "../layout.ts";
 import { letters, R, RW, RWX, RX, VALUE, W, X } from "./words.ts";
 
 const ALL = [0, R, X, RX, RW, RWX];
@@ -247,6 +247,74 @@ const single: Case[] = [
     regs: (t) => ({ rdi: t.d(0x20), rax: 7 }),
     setup: (t) => t.put64(WALK.long![3]! + 8 * 0x20, 0xfee00067n),
     script: (t) => [ept("wn", 0xfee00000, { gva: t.d(0x20), size: 4, rights: 0 }).skip()],
+  },
+  {
+    name: "rights.no-ram.read.emulate",
+    entry: "ld4",
+    regs: (t) => ({ rsi: t.d(0x20, 4) }),
+    setup: (t) => t.put64(WALK.long![3]! + 8 * 0x20, 0xfec00067n),
+    script: (t) => [
+      ept("rn", 0xfec00004, { gva: t.d(0x20, 4), size: 4, rights: 0 }).do((v) =>
+        v.emulate(0xfec00004, Uint8Array.of(1, 2, 3, 4)),
+      ),
+    ],
+    end: { rax: 0x04030201 },
+  },
+  {
+    name: "rights.no-ram.write.scratch",
+    entry: "st4",
+    regs: (t) => ({ rdi: t.d(0x20), rax: 7 }),
+    setup: (t) => t.put64(WALK.long![3]! + 8 * 0x20, 0xfee00067n),
+    script: (t) => [ept("wn", 0xfee00000, { gva: t.d(0x20), size: 4, rights: 0 }).scratch()],
+  },
+  {
+    name: "rights.no-ram.rmw.emulate",
+    entry: "add4",
+    regs: (t) => ({ rdi: t.d(0x20), rax: 1 }),
+    setup: (t) => t.put64(WALK.long![3]! + 8 * 0x20, 0xfee00067n),
+    script: (t) => [
+      ept("rwn", 0xfee00000, { gva: t.d(0x20), size: 4, rights: 0 }).do((v) =>
+        v.emulate(0xfee00000, Uint8Array.of(0xff, 0xff, 0xff, 0xff)),
+      ),
+    ],
+    end: { flags: 0x45 },
+  },
+  {
+    name: "rights.no-ram.rep-movs.source",
+    entry: "rep_movsb",
+    regs: (t) => ({ rsi: t.d(0x20), rdi: t.d(0), rcx: 2 }),
+    setup: (t) => t.put64(WALK.long![3]! + 8 * 0x20, 0xfec00067n),
+    script: (t) =>
+      [0, 1].map((i) =>
+        ept("rn", 0xfec00000 + i, { gva: t.d(0x20, i), size: 1, rip: "rep_movsb" }).do((v) =>
+          v.emulate(0xfec00000 + i, Uint8Array.of(0x41 + i)),
+        ),
+      ),
+    memory: (t) => [[t.p(0), "4142"]],
+  },
+  {
+    name: "rights.high-slot",
+    high: true,
+    entry: "st8",
+    regs: (t) => ({ rdi: t.d(0x20, 8), rax: VALUE }),
+    setup: (t) => {
+      t.put64(WALK.long![3]! + 8 * 0x20, BigInt(HIGH) | 0x67n);
+      t.vm.setRights(0, HIGH / 4096, 1, R);
+    },
+    script: (t) => [ept("w", HIGH + 8, { gva: t.d(0x20, 8), size: 8, rights: R }).resume()],
+    check: (t) => {
+      const at = t.vm.ram.view(HIGH, 16);
+      return at?.[8] === 0x11 && at[15] === 0x88 ? undefined : "the store missed the slot at 4 GiB";
+    },
+  },
+  {
+    name: "rights.high-slot.end",
+    high: true,
+    entry: "st8",
+    // The page behind the slot has no memory.
+    regs: (t) => ({ rdi: t.d(0x20), rax: VALUE }),
+    setup: (t) => t.put64(WALK.long![3]! + 8 * 0x20, BigInt(HIGH + HIGH_SIZE) | 0x67n),
+    script: (t) => [ept("wn", HIGH + HIGH_SIZE, { gva: t.d(0x20), rights: 0 }).skip()],
   },
   {
     name: "rights.batch.alternating",

@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: MIT
 /** A1, A2, A11: what the backend says of itself, and state that goes both ways. */
+import { closeSync, openSync, readFileSync, unlinkSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import * as abi from "../../../src/bridge/abi.ts";
+import { openVm } from "../../../src/bridge/index.ts";
 import { pattern } from "../bench.ts";
 import { type Case, exit, trap } from "../case.ts";
-import { SEL } from "../layout.ts";
+import { RAM_SIZE, SEL } from "../layout.ts";
 import { setYmm0, VALUE, ymm0 } from "./words.ts";
 
 function must(condition: boolean, what: string): string | undefined {
@@ -333,6 +337,77 @@ export const state: Case[] = [
       }),
     ],
     memory: (t) => [[t.p(0), `${"00".repeat(8)}1122334455667788`]],
+  },
+  {
+    name: "state.moved-to-another-machine",
+    entry: "out1",
+    regs: { rdx: 0x60, rbx: VALUE, lstar: 0xffffffff81000000n, cr2: 0x1234 },
+    setup: (t) => setYmm0(t, pattern(16)),
+    // A snapshot: RAM, the vCPU page, XSAVE area and MSRs go to a second machine, which goes on.
+    script: [exit(abi.HVI_EXIT_IO, { number: 0x60 }).skip()],
+    check: (t) => {
+      const other = t.sibling();
+      try {
+        other.vm.setCpuid(t.vm.supportedCpuid());
+        other.poke(0, t.vm.ram.view(0, RAM_SIZE)!);
+        other.vcpu().page.set(t.vcpu().page.subarray(abi.VCPU_GPR, abi.VCPU_EXIT), abi.VCPU_GPR);
+        other.cpu.set("mpState", t.reg("mpState"));
+        other.vm.setXsave(0, t.vm.getXsave(0).slice());
+        const list = t.vm.listMsrs();
+        const values = t.vm.getMsrs(0, list);
+        other.vm.setMsrs(
+          0,
+          list.map((index, i) => ({ index, value: values[i]! })),
+        );
+        other.cpu.set("rip", t.symbol("st16"));
+        other.cpu.set("rdi", t.d(0));
+        other.vcpu().markDirty(abi.HVI_STATE_ALL);
+        const v = other.vm.run(other.vcpu().tsc + 1_000_000);
+        return (
+          must(
+            v.exitReason === abi.HVI_EXIT_IO && v.exitNumber === 0xee,
+            `exit ${v.exitName} at ${v.rip}`,
+          ) ??
+          must(other.peek(t.p(0), 16) === pattern(16), "XMM0 did not come along") ??
+          must(other.reg("rbx") === VALUE, "RBX did not come along") ??
+          must(other.reg("lstar") === 0xffffffff81000000n, "LSTAR did not come along") ??
+          must(other.reg("cr2") === 0x1234n, "CR2 did not come along")
+        );
+      } finally {
+        other.close();
+      }
+    },
+  },
+  {
+    name: "state.memory-from-file.copy-on-write",
+    script: [],
+    check: (t) => {
+      if ((t.vm.info.caps & abi.HVI_CAP_COW_MEMORY) === 0) return undefined;
+      const path = join(tmpdir(), `hvi-conformance-${process.pid}`);
+      writeFileSync(path, Buffer.alloc(0x3000, 0x5a));
+      const fd = openSync(path, "r");
+      const vms = [0, 1].map(() => {
+        const vm = openVm({ backend: t.backend });
+        vm.create({ vcpus: 1 });
+        vm.addMemory({ gpa: 0x100000, size: 0x2000, fd, fdOffset: 0x1000 });
+        vm.mapMemory();
+        return vm;
+      });
+      try {
+        const [a, b] = vms.map((vm) => vm.ram.view(0x100000, 0x2000)!);
+        if (a![0] !== 0x5a || b![0x1fff] !== 0x5a) return "the file's bytes are not in memory";
+        a!.fill(1);
+        if (b![0] !== 0x5a) return "a write in one machine is seen in another";
+        return must(
+          readFileSync(path).every((x) => x === 0x5a),
+          "a write in a machine reached the file",
+        );
+      } finally {
+        for (const vm of vms) vm.close();
+        closeSync(fd);
+        unlinkSync(path);
+      }
+    },
   },
   {
     name: "state.reset",
