@@ -192,6 +192,8 @@ export class LinuxGuest {
 
   /** Name of the module whose memory an address lies in. */
   moduleAt(gva: number): string | undefined {
+    // The common case, without walking the list.
+    if (gva >= this.#image.start && gva < this.#image.end) return undefined;
     return this.#modules?.at(gva)?.name;
   }
 
