@@ -36,26 +36,38 @@ function title(text: string): void {
   console.log(`\n${bold(text)}`);
 }
 
-/** Runs `hvi` and gives each line of its standard output to `onLine`; its exit code. */
+/** Gives each line of a stream to `onLine`. */
+async function lines(stream: ReadableStream<Uint8Array>, onLine: (line: string) => void) {
+  const decoder = new TextDecoder();
+  let rest = "";
+  for await (const bytes of stream) {
+    const whole = (rest + decoder.decode(bytes, { stream: true })).split("\n");
+    rest = whole.pop() ?? "";
+    for (const line of whole) onLine(line.replaceAll("\r", ""));
+  }
+  if (rest !== "") onLine(rest);
+}
+
+/**
+ * Runs `hvi` and gives each line of its standard output to `onLine`; its exit code. Of what it says
+ * itself, alerts are left to the table.
+ */
 async function hvi(args: string[], onLine: (line: string) => void): Promise<number> {
   const child = Bun.spawn([process.execPath, join(root, "src/main.ts"), ...args], {
     cwd: root,
-    stdio: ["ignore", "pipe", "inherit"],
+    stdio: ["ignore", "pipe", "pipe"],
   });
-  let rest = "";
-  for await (const text of child.stdout.pipeThrough(new TextDecoderStream())) {
-    const lines = (rest + text).split("\n");
-    rest = lines.pop() ?? "";
-    for (const line of lines) onLine(line.replaceAll("\r", ""));
-  }
-  if (rest !== "") onLine(rest);
+  const said = lines(child.stderr, (line) => {
+    if (line.trim() !== "" && !line.startsWith("DENIED ")) console.log(`  ${line.trim()}`);
+  });
+  await Promise.all([lines(child.stdout, onLine), said]);
   return child.exited;
 }
 
 /** Boots the guest, lets it work and attacks it; what it printed. */
 async function boot(kernel: string, initrd: string): Promise<{ code: number; console: string }> {
   const started = performance.now();
-  const lines: string[] = [];
+  const printed: string[] = [];
   let attacks = 0;
   const code = await hvi(
     [
@@ -65,7 +77,7 @@ async function boot(kernel: string, initrd: string): Promise<{ code: number; con
       ...["--snapshot-at", "HVI-SNAPSHOT here", "--snapshot", files.snapshot],
     ],
     (line) => {
-      lines.push(line);
+      printed.push(line);
       if (/HVI-ATTACK /.test(line)) attacks++;
       if (!MILESTONES.test(line)) return;
       const seconds = ((performance.now() - started) / 1000).toFixed(1).padStart(6);
@@ -73,7 +85,7 @@ async function boot(kernel: string, initrd: string): Promise<{ code: number; con
       console.log(`  ${seconds} s  ${line.slice(0, 100)}${note}`);
     },
   );
-  return { code, console: lines.join("\n") };
+  return { code, console: printed.join("\n") };
 }
 
 function table(run: RunVerdict): void {
