@@ -4,21 +4,26 @@ import type { LinuxGuest } from "../guest/linux/kernel.ts";
 import { formatGva } from "../memory/address.ts";
 import { disassembleAtRip } from "./disassemble.ts";
 
-/** Who makes the access that is being handled, and whether it is the kernel patching itself. */
+/** Who makes the access that is being handled. */
 export interface Attributed {
   originator: Originator;
   process: ProcessInfo | undefined;
-  /** The kernel's own text patching, asked for by the kernel itself. */
-  kernelPatching: boolean;
 }
 
 /** Return addresses that are read from one stack. */
 const MAX_FRAMES = 16;
+/** Frames between the store of a patch and whoever asked for it; a dozen at most in all kernels seen. */
+const MAX_PATCH_FRAMES = 12;
+/** Addresses whose kind is remembered. */
+const MAX_KNOWN = 4096;
 
 /** The kernel's copy routines, which text patching goes through (arch/x86/lib/memcpy_64.S). */
 const COPY = /^(__|__pi_)?(memcpy|memset)(_erms|_orig)?$/;
 /** arch/x86/kernel/alternative.c, up to the entry points that the rest of the kernel calls. */
 const PATCH = /^(__|smp_)?text_poke/;
+
+/** What a piece of code is to text patching. */
+type Role = "copy" | "patch" | "kernel" | "other";
 
 /**
  * Tells the kernel's own patching from a write made by somebody else. Not by the address of the
@@ -28,31 +33,57 @@ const PATCH = /^(__|smp_)?text_poke/;
  */
 export class Attribution {
   readonly #guest: LinuxGuest;
+  /** Roles of addresses in kernel text, which does not change: patching asks for the same few again. */
+  readonly #roles = new Map<number, Role>();
 
   constructor(guest: LinuxGuest) {
     this.#guest = guest;
   }
 
-  of(vcpu: Vcpu): Attributed {
-    const guest = this.#guest;
-    const rip = vcpu.rip;
-    const frames = [rip, ...guest.unwind(vcpu, MAX_FRAMES)];
-    const user = vcpu.cpl === 3;
-    let patching = false;
-    let author = 0;
-    for (; author < frames.length; author++) {
-      const at = frames[author] as number;
-      // A module may name its function text_poke too: only the kernel's own count.
-      if (!guest.inKernelText(at)) break;
-      const name = baseName(guest.symbolName(at));
-      if (PATCH.test(name)) patching = true;
-      else if (!COPY.test(name)) break;
-    }
+  /** Whether this is the kernel's own text patching, asked for by the kernel itself. */
+  isKernelPatching(vcpu: Vcpu): boolean {
+    if (vcpu.cpl === 3) return false;
+    // Most accesses that are not patching show it at once, without a look at the stack.
+    const first = this.#role(vcpu.rip);
+    if (first !== "copy" && first !== "patch") return false;
+    const frames = [vcpu.rip, ...this.#guest.unwind(vcpu, MAX_PATCH_FRAMES)];
+    const author = this.#author(frames);
+    const patching = frames.slice(0, author).some((at) => this.#role(at) === "patch");
     const responsible = frames[author];
-    const kernelPatching =
-      !user && patching && responsible !== undefined && guest.inKernelText(responsible);
-    const originator = this.#originator(vcpu, frames, responsible ?? rip, user);
-    return { originator, process: this.#process(vcpu), kernelPatching };
+    return patching && responsible !== undefined && this.#role(responsible) === "kernel";
+  }
+
+  /** Who makes the access. */
+  of(vcpu: Vcpu): Attributed {
+    const frames = [vcpu.rip, ...this.#guest.unwind(vcpu, MAX_FRAMES)];
+    const responsible = frames[this.#author(frames)] ?? vcpu.rip;
+    return {
+      originator: this.#originator(vcpu, frames, responsible, vcpu.cpl === 3),
+      process: this.#process(vcpu),
+    };
+  }
+
+  /** Index of the first frame that is neither copy routine nor patching function. */
+  #author(frames: readonly number[]): number {
+    let i = 0;
+    while (i < frames.length) {
+      const role = this.#role(frames[i] as number);
+      if (role !== "copy" && role !== "patch") break;
+      i++;
+    }
+    return i;
+  }
+
+  #role(at: number): Role {
+    const known = this.#roles.get(at);
+    if (known !== undefined) return known;
+    // A module may name its function text_poke too: only the kernel's own count.
+    if (!this.#guest.inKernelText(at)) return "other";
+    const name = baseName(this.#guest.symbolName(at));
+    const role = PATCH.test(name) ? "patch" : COPY.test(name) ? "copy" : "kernel";
+    if (this.#roles.size >= MAX_KNOWN) this.#roles.clear();
+    this.#roles.set(at, role);
+    return role;
   }
 
   #originator(vcpu: Vcpu, frames: number[], responsible: number, user: boolean): Originator {

@@ -1,5 +1,5 @@
 import type { VictimKind } from "../alerts/alert.ts";
-import { HVI_W } from "../bridge/index.ts";
+import { HVI_W, type Vcpu } from "../bridge/index.ts";
 import { ALLOW, DENY, type GpaHook, type HookAction, type PageAccess } from "../ept/gpa-hooks.ts";
 import {
   entryAddress,
@@ -9,7 +9,6 @@ import {
   TranslationWatch,
 } from "../ept/page-tables.ts";
 import { asGva, formatGpa, formatGva } from "../memory/address.ts";
-import type { Attributed } from "./attribution.ts";
 import type { ActiveProtection, ProtectionContext } from "./protection.ts";
 
 /** Linear range whose pages are write-protected; page aligned. */
@@ -26,8 +25,8 @@ export interface WriteProtectionOptions {
   regions: Region[];
   /** Ranges inside the regions that have a name of their own as victims. */
   parts?: Region[];
-  /** Whether this writer may write. */
-  allow: (who: Attributed) => boolean;
+  /** Whether the access being handled may happen. */
+  allow: (vcpu: Vcpu) => boolean;
 }
 
 const PAGE = 4096;
@@ -97,8 +96,8 @@ export class WriteProtection implements ActiveProtection {
 
   #onWrite(access: PageAccess, region: Region): HookAction {
     const { attribution, written, alerts, guest } = this.#context;
+    if (this.#options.allow(access.vcpu)) return ALLOW;
     const who = attribution.of(access.vcpu);
-    if (this.#options.allow(who)) return ALLOW;
     const page = this.#linear.get(Math.floor(access.gpa / PAGE)) as number;
     const gva = page + (access.gpa % PAGE);
     const length = written(access, this.#written);

@@ -28,6 +28,6 @@ function protect(context: ProtectionContext): WriteProtection {
     technique: TECHNIQUE,
     regions: [{ kind: "idt", start: floorPage(base), end: ceilPage(base + IDT_BYTES) }],
     // The kernel's own code, and not on behalf of a module.
-    allow: (who) => who.originator.kind === "kernel",
+    allow: (vcpu) => context.attribution.of(vcpu).originator.kind === "kernel",
   });
 }

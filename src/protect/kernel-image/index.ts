@@ -35,6 +35,6 @@ function protect(context: ProtectionContext): WriteProtection {
       const range = guest.symbolRange(table);
       return range === undefined ? [] : [{ kind: "syscall-table" as const, ...range }];
     }),
-    allow: (who) => who.kernelPatching,
+    allow: (vcpu) => context.attribution.isKernelPatching(vcpu),
   });
 }
