@@ -1,7 +1,10 @@
 /**
  * Makes a work tree ready and then, when a script is named, runs it under Bun:
  *
- *   node scripts/setup.mjs [--no-guests] [SCRIPT.ts [ARGUMENT...]]
+ *   node scripts/setup.mjs [--no-guests | --lab] [SCRIPT.ts [ARGUMENT...]]
+ *
+ * --no-guests leaves the guests' kernels out; --lab does too (the lab fetches the one that it boots)
+ * and adds what makes a disc to boot from.
  *
  * Plain Node, since nothing else is there before the first `npm ci`. Each step looks first whether
  * it has anything to do, so a second run takes a moment. Runs at the same time wait for each other.
@@ -28,6 +31,17 @@ const PACKAGES = {
   libssl3: "Kbuild's tools",
   "xz-utils": "the guests' compressed modules",
   cpio: "a test of the archive writer",
+};
+
+/** What the lab needs more: a disc that boots. */
+const LAB_PACKAGES = {
+  "grub-pc-bin": "the disc that the lab's machine boots from",
+  "grub-common": "the same",
+  xorriso: "the same",
+  mtools: "the same",
+  lz4: "its first file system",
+  // script: Bochs wants a terminal.
+  bsdutils: "the terminal of the lab's machine",
 };
 
 /** A failure whose message is all that there is to say. */
@@ -117,9 +131,9 @@ async function dependencies() {
   }
 }
 
-/** Those of PACKAGES that dpkg does not have. */
-function missingPackages() {
-  const names = Object.keys(PACKAGES);
+/** Those of `packages` that dpkg does not have. */
+function missingPackages(packages) {
+  const names = Object.keys(packages);
   // biome-ignore lint/suspicious/noTemplateCurlyInString: dpkg-query fills these in
   const query = spawnSync("dpkg-query", ["-W", "-f", "${Package} ${Status}\n", ...names], {
     encoding: "utf8",
@@ -134,12 +148,12 @@ function missingPackages() {
   return names.filter((name) => !installed.has(name));
 }
 
-async function packages() {
-  const missing = missingPackages();
+async function packages(wanted) {
+  const missing = missingPackages(wanted);
   if (missing.length === 0) return;
   const command = `apt-get install -y --no-install-recommends ${missing.join(" ")}`;
   if (process.getuid() !== 0) {
-    const why = missing.map((name) => `  ${name}: ${PACKAGES[name]}`).join("\n");
+    const why = missing.map((name) => `  ${name}: ${wanted[name]}`).join("\n");
     throw new SetupError(
       `these packages are missing:\n${why}\nrun as root: apt-get update && ${command}`,
     );
@@ -150,10 +164,10 @@ async function packages() {
 }
 
 /** The steps, in the order in which they need each other. */
-async function prepare(guests) {
+async function prepare({ guests, lab }) {
   mkdirSync(join(ROOT, "build"), { recursive: true });
   await dependencies();
-  await packages();
+  await packages(lab ? { ...PACKAGES, ...LAB_PACKAGES } : PACKAGES);
   await step("building the software vCPU", ["make", "-C", "hv/soft", "-j2"]);
   await step("building Zydis as WebAssembly", [BUN, "scripts/zydis.ts"], { through: true });
   if (guests) {
@@ -167,15 +181,15 @@ function fail(message) {
 }
 
 const args = process.argv.slice(2);
-const guests = args[0] !== "--no-guests";
-if (!guests) args.shift();
+const option = args[0] === "--no-guests" || args[0] === "--lab" ? args.shift() : undefined;
+const what = { guests: option === undefined, lab: option === "--lab" };
 
 if (process.platform !== "linux" || process.arch !== "x64") {
   fail(`hvi runs on x86-64 Linux; this is ${process.platform} on ${process.arch}`);
 }
 if (process.env.HVI_SETUP_LOCKED === "1") {
   try {
-    await prepare(guests);
+    await prepare(what);
   } catch (error) {
     fail(error instanceof SetupError ? error.message : error.stack);
   }
@@ -183,7 +197,7 @@ if (process.env.HVI_SETUP_LOCKED === "1") {
   const lock = join(ROOT, "build/.setup.lock");
   mkdirSync(dirname(lock), { recursive: true });
   const self = [process.execPath, fileURLToPath(import.meta.url)];
-  const again = [...self, ...(guests ? [] : ["--no-guests"])];
+  const again = [...self, ...(option === undefined ? [] : [option])];
   // -o: programs that outlive the setup do not keep the lock.
   const locked = spawnSync("flock", ["-o", lock, ...again], {
     stdio: ["ignore", "inherit", "inherit"],

@@ -21,11 +21,37 @@ export type ChannelEvent =
   | { readonly kind: "done" }
   | { readonly kind: "garbled"; readonly text: string };
 
+/** A file that is coming in: what was announced, and its lines so far. */
 interface Incoming {
   readonly name: string;
   readonly size: number;
   readonly sum: string;
   readonly parts: string[];
+}
+
+function received(file: Incoming): ChannelEvent {
+  const data = Buffer.from(file.parts.join(""), "base64");
+  const sum = createHash("md5").update(data).digest("hex");
+  return data.length === file.size && sum === file.sum
+    ? { kind: "file", name: file.name, data: gunzipSync(data) }
+    : { kind: "garbled", text: `file ${file.name}: damaged, ${data.length} of ${file.size} bytes` };
+}
+
+/** One line that is no part of a file. */
+function parse(line: string): ChannelEvent {
+  if (line.startsWith("|")) return { kind: "line", text: line.slice(2) };
+  const [mark, word, first = "", second = "", third = ""] = line.split(" ");
+  if (mark === "@lab") {
+    if (word === "boot" || word === "beat") return { kind: word, seconds: Number(first) };
+    if (word === "begin") return { kind: "begin", name: first };
+    if (word === "done") return { kind: "done" };
+    if (word === "end" && third !== "") {
+      return { kind: "end", name: first, code: Number(second), seconds: Number(third) };
+    }
+    const said = /^@lab kmsg <(\d)>(.*)$/.exec(line);
+    if (said) return { kind: "kmsg", level: Number(said[1]), text: said[2] ?? "" };
+  }
+  return { kind: "garbled", text: line };
 }
 
 export class Channel {
@@ -37,65 +63,24 @@ export class Channel {
     const lines = (this.rest + text).split("\n");
     this.rest = lines.pop() ?? "";
     const events: ChannelEvent[] = [];
-    for (const raw of lines) {
-      const line = raw.endsWith("\r") ? raw.slice(0, -1) : raw;
-      if (line.startsWith("+ ")) {
-        this.incoming?.parts.push(line.slice(2));
-        continue;
-      }
-      const event = this.read(line);
-      // A heartbeat may come between the lines of a file.
-      if (event.kind !== "beat") this.finish(events);
-      if (event.kind === "garbled" && event.text === "") continue;
-      events.push(event);
-    }
-    return events.filter((e) => e !== STARTED);
+    for (const raw of lines) this.take(raw.endsWith("\r") ? raw.slice(0, -1) : raw, events);
+    return events;
   }
 
-  private read(line: string): ChannelEvent {
-    if (line.startsWith("| ") || line === "|") return { kind: "line", text: line.slice(2) };
-    const [mark, word, ...args] = line.split(" ");
-    if (mark !== "@lab") return { kind: "garbled", text: line };
-    const [first = "", second = "", third = ""] = args;
-    switch (word) {
-      case "boot":
-      case "beat":
-        return { kind: word, seconds: Number(first) };
-      case "begin":
-        return { kind: "begin", name: first };
-      case "kmsg": {
-        const match = /^@lab kmsg <(\d)>(.*)$/.exec(line);
-        if (match) return { kind: "kmsg", level: Number(match[1]), text: match[2] ?? "" };
-        break;
-      }
-      case "file":
-        this.next = { name: first, size: Number(second), sum: third, parts: [] };
-        return STARTED;
-      case "end":
-        return { kind: "end", name: first, code: Number(second), seconds: Number(third) };
-      case "done":
-        return { kind: "done" };
-    }
-    return { kind: "garbled", text: line };
-  }
-
-  private next: Incoming | undefined;
-
-  /** Ends the file that was coming in, and starts the one that was announced. */
-  private finish(events: ChannelEvent[]): void {
-    const file = this.incoming;
-    this.incoming = this.next;
-    this.next = undefined;
-    if (file === undefined) return;
-    const data = Buffer.from(file.parts.join(""), "base64");
-    const sum = createHash("md5").update(data).digest("hex");
-    if (data.length !== file.size || sum !== file.sum) {
-      events.push({ kind: "garbled", text: `file ${file.name}: ${data.length} of ${file.size} bytes, or damaged` });
+  private take(line: string, events: ChannelEvent[]): void {
+    if (this.incoming && line.startsWith("+ ")) {
+      this.incoming.parts.push(line.slice(2));
       return;
     }
-    events.push({ kind: "file", name: file.name, data: gunzipSync(data) });
+    // A heartbeat may come between the lines of a file.
+    if (this.incoming && !line.startsWith("@lab beat ")) {
+      events.push(received(this.incoming));
+      this.incoming = undefined;
+    }
+    const announced = /^@lab file (\S+) (\d+) ([0-9a-f]{32})$/.exec(line);
+    if (announced) {
+      const [, name = "", size, sum = ""] = announced;
+      this.incoming = { name, size: Number(size), sum, parts: [] };
+    } else if (line !== "") events.push(parse(line));
   }
 }
-
-/** Stands for the announcement of a file, which is no event of its own. */
-const STARTED: ChannelEvent = { kind: "garbled", text: "" };

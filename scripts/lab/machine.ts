@@ -17,6 +17,8 @@ export interface Limits {
   readonly silence: number;
   /** Seconds for the whole run. */
   readonly total: number;
+  /** Says why the machine is to be ended now, if it is. */
+  readonly overdue: () => string | undefined;
 }
 
 export interface Ending {
@@ -148,10 +150,9 @@ export async function runMachine(
     if ((Date.now() - lastSign) / 1000 > limits.silence) {
       return { kind: "hang", reason: `no sign of life for ${limits.silence} s` };
     }
-    if (seconds() > limits.total) {
-      return { kind: "timeout", reason: `not done after ${limits.total} s` };
-    }
-    return undefined;
+    const late =
+      limits.overdue() ?? (seconds() > limits.total ? `not done after ${limits.total} s` : undefined);
+    return late === undefined ? undefined : { kind: "timeout", reason: late };
   };
   try {
     for (;;) {

@@ -1,0 +1,184 @@
+/**
+ * What steps need in the machine, made from the work tree: the module built for the machine's
+ * kernel, the single executable, test programs, a guest to boot.
+ */
+import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { progress, sha256 } from "../../fixtures/cache.ts";
+import { must, run } from "../../fixtures/command.ts";
+import { guest } from "../../fixtures/guests.ts";
+import { unpack } from "../../fixtures/kernels/apt.ts";
+import { type Kernel, unpackHeaders } from "../../fixtures/kernels/kernels.ts";
+import type { LabFile } from "./image.ts";
+
+const ROOT = join(import.meta.dir, "../..");
+
+export type Ingredient = keyof typeof INGREDIENTS;
+
+/** A folder for what is made, of one kernel. */
+export interface Workshop {
+  readonly kernel: Kernel;
+  readonly dir: string;
+}
+
+/** A source that is not in the work tree; steps that need it cannot run. */
+export class Missing extends Error {}
+
+/** The kernel's headers, ready to build with. They stay where they were unpacked. */
+export async function headers(w: Workshop): Promise<string> {
+  const dir = join(w.dir, "headers");
+  const stamp = join(dir, "ready");
+  const key = `${w.kernel.release} ${w.kernel.version}`;
+  if (!existsSync(stamp) || readFileSync(stamp, "utf8").split("\n")[0] !== key) {
+    rmSync(dir, { recursive: true, force: true });
+    const build = await unpackHeaders(w.kernel, dir);
+    writeFileSync(stamp, `${key}\n${build}`);
+  }
+  return readFileSync(stamp, "utf8").split("\n")[1] ?? "";
+}
+
+/** Builds hvi.ko for a kernel; its path. A warning is a failure, as -Werror is in its Makefile. */
+export async function buildModule(w: Workshop): Promise<string> {
+  const source = join(ROOT, "hv/vmx");
+  if (!existsSync(join(source, "Kbuild"))) throw new Missing("hv/vmx is not there");
+  const kdir = await headers(w);
+  // Built in a copy: kernels do not disturb each other, and the work tree stays clean.
+  const copy = join(w.dir, "module/hv");
+  rmSync(copy, { recursive: true, force: true });
+  mkdirSync(copy, { recursive: true });
+  for (const name of ["abi", "vmx"]) {
+    cpSync(join(ROOT, "hv", name), join(copy, name), {
+      recursive: true,
+      filter: (path) => !/\.(o|ko|cmd|mod|mod\.c|order|symvers)$/.test(path),
+    });
+  }
+  const argv = ["make", "-C", kdir, `M=${join(copy, "vmx")}`, "CC=gcc", "HOSTCC=gcc", "-j2"];
+  argv.push("CONFIG_DEBUG_INFO_BTF_MODULES=", "modules");
+  const outcome = await run(argv);
+  const said = `${outcome.stdout}\n${outcome.stderr}`.trim();
+  const warnings = said
+    .split("\n")
+    .filter((line) => /warning:/i.test(line))
+    // A kernel built by a compiler of another release; Kbuild only notes it.
+    .filter((line) => !/the compiler differs from the one used to build/.test(line));
+  if (outcome.code !== 0 || warnings.length > 0) {
+    throw new Error(`hvi.ko does not build cleanly for ${w.kernel.release}:\n${said}`);
+  }
+  return join(copy, "vmx/hvi.ko");
+}
+
+async function module(w: Workshop): Promise<LabFile[]> {
+  const path = await buildModule(w);
+  const stripped = join(w.dir, "hvi.ko");
+  await must(["strip", "--strip-debug", "-o", stripped, path]);
+  return [{ path: "lab/hvi.ko", from: stripped }];
+}
+
+/** The kernel's own hypervisor, to compare with. */
+async function kvm(w: Workshop): Promise<LabFile[]> {
+  const dir = join(w.dir, "kvm");
+  const names = ["irqbypass", "kvm", "kvm-intel"];
+  if (!names.every((name) => existsSync(join(dir, `${name}.ko`)))) {
+    rmSync(dir, { recursive: true, force: true });
+    const patterns = names.map((name) => `./lib/modules/*/${name}.ko*`);
+    await unpack(w.kernel.imageDeb, dir, patterns);
+    await must(["find", dir, "-name", "*.ko.xz", "-exec", "xz", "-d", "{}", "+"]);
+    await must(["find", dir, "-name", "*.ko", "-exec", "mv", "-t", dir, "{}", "+"]);
+    rmSync(join(dir, "lib"), { recursive: true });
+  }
+  const files = names.map((name) => ({ path: `lab/kvm/${name}.ko`, from: join(dir, `${name}.ko`) }));
+  return [...files, await program(w, "test/vmx/kvm-guest.c")];
+}
+
+/** A C program, linked statically since the machine has no C library. */
+async function program(w: Workshop, source: string, name = ""): Promise<LabFile> {
+  const from = join(ROOT, source);
+  if (!existsSync(from)) throw new Missing(`${source} is not there`);
+  const base = name || source.slice(source.lastIndexOf("/") + 1).replace(/\.c$/, "");
+  mkdirSync(join(w.dir, "bin"), { recursive: true });
+  const to = join(w.dir, "bin", base);
+  const argv = ["gcc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-static"];
+  await must([...argv, `-I${join(ROOT, "hv/abi")}`, "-o", to, from, "-lpthread"]);
+  return { path: `lab/bin/${base}`, from: to };
+}
+
+/** A dynamic program's libraries and its linker, at the places where it looks for them. */
+async function libraries(path: string): Promise<LabFile[]> {
+  const list = await must(["ldd", path]);
+  const paths = [...list.matchAll(/(?:=> )?(\/\S+) \(0x/g)].map((m) => m[1] ?? "");
+  return paths.map((from) => ({ path: from, from }));
+}
+
+/** The single executable as it ships. */
+async function hvi(): Promise<LabFile[]> {
+  await must([process.execPath, join(ROOT, "scripts/build.ts")], { cwd: ROOT });
+  const from = join(ROOT, "dist/hvi");
+  return [{ path: "lab/bin/hvi", from }, ...(await libraries(from))];
+}
+
+/**
+ * The conformance suite as one script, with its guests. It runs in the single executable, which is
+ * a whole Bun when BUN_BE_BUN is set.
+ */
+async function conformance(w: Workshop): Promise<LabFile[]> {
+  const dir = join(ROOT, "test/conformance");
+  await must(["make", "-s", "-C", join(dir, "guests")]);
+  const script = join(w.dir, "conformance.js");
+  const argv = [process.execPath, "build", "--target=bun", "--minify-syntax"];
+  await must([...argv, `--outfile=${script}`, join(dir, "main.ts")]);
+  const images = join(ROOT, "build/conformance");
+  const names = readdirSync(images).filter((name) => /\.(bin|sym)$/.test(name));
+  return [
+    { path: "lab/conformance/main.js", from: script },
+    ...names.map((name) => ({ path: `lab/conformance/${name}`, from: join(images, name) })),
+  ];
+}
+
+/** A stock kernel to boot as a guest, with the fixtures' first file system. */
+async function stockGuest(): Promise<LabFile[]> {
+  const g = await guest("6.1");
+  return [
+    { path: "lab/guest/vmlinuz", from: g.kernel },
+    { path: "lab/guest/initramfs.cpio", from: g.initrd },
+  ];
+}
+
+const INGREDIENTS = {
+  module,
+  kvm,
+  hvi,
+  conformance,
+  guest: stockGuest,
+  selftest: async (w: Workshop) => [await program(w, "hv/vmx/selftest.c")],
+  "exit-cost": async (w: Workshop) => [await program(w, "bench/vmx/exit-cost.c")],
+  fuzz: async (w: Workshop) => [await program(w, "test/vmx/ioctl-fuzz.c")],
+};
+
+export function isIngredient(name: string): name is Ingredient {
+  return Object.hasOwn(INGREDIENTS, name);
+}
+
+/** Those that are large and change seldom, which are kept compressed. */
+export const LARGE: ReadonlySet<Ingredient> = new Set<Ingredient>(["hvi"]);
+
+/** Makes one; files of the machine, or why it cannot be had. */
+export async function prepare(
+  w: Workshop,
+  name: Ingredient,
+): Promise<{ files: LabFile[] } | { missing: string } | { broken: string }> {
+  try {
+    const started = Date.now();
+    const files = await INGREDIENTS[name](w);
+    const ms = Date.now() - started;
+    if (ms > 1000) progress(`lab: ${name}: made in ${(ms / 1000).toFixed(1)} s`);
+    return { files };
+  } catch (error) {
+    const text = error instanceof Error ? error.message : String(error);
+    return error instanceof Missing ? { missing: text } : { broken: text };
+  }
+}
+
+/** A key of a kernel for names of folders. */
+export function kernelKey(k: Kernel): string {
+  return `${k.series}-${sha256(k.version).slice(0, 8)}`;
+}

@@ -1,0 +1,210 @@
+/**
+ * Runs steps in the lab's machine. All of them go in one boot; when the machine dies under a step,
+ * that step has failed and the rest goes on in another boot.
+ */
+import { mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { cacheRoot } from "../../fixtures/cache.ts";
+import { guest } from "../../fixtures/guests.ts";
+import { kernel, type Series } from "../../fixtures/kernels/kernels.ts";
+import { bochs, CONSOLE, type CpuModel } from "./bochs.ts";
+import type { ChannelEvent } from "./channel.ts";
+import { archive, compressedPart, type LabFile, makeIso } from "./image.ts";
+import { type Ingredient, kernelKey, LARGE, prepare, type Workshop } from "./ingredients.ts";
+import { type Ending, runMachine } from "./machine.ts";
+import { LIBRARY, type Step, type StepResult } from "./steps.ts";
+
+const ROOT = join(import.meta.dir, "../..");
+
+/** What a boot's kernel is told; design notes say why. */
+const APPEND = [
+  "console=ttyS0,115200 nokaslr tsc=reliable mitigations=off random.trust_cpu=on",
+  "no_timer_check lpj=1000000 loglevel=5 oops=panic",
+];
+
+export interface LabOptions {
+  readonly series: Series;
+  readonly model: CpuModel;
+  readonly cpus: number;
+  /** Prints what the machine says as it says it. */
+  readonly verbose: boolean;
+  readonly print: (line: string) => void;
+}
+
+export interface Outcome {
+  readonly step: Step;
+  readonly verdict: "ok" | "failed" | "skipped";
+  /** Why not ok. */
+  readonly reasons: readonly string[];
+  /** Seconds of real time. */
+  readonly seconds: number;
+  readonly result: StepResult | undefined;
+}
+
+/** Kernel warnings that say nothing about hvi. */
+const HARMLESS =
+  /loading out-of-tree module taints kernel|module verification failed|perf: interrupt took too long|clocksource|sched: RT throttling/;
+
+function judge(step: Step, result: StepResult): string[] {
+  const reasons: string[] = [];
+  if (result.code !== 0) reasons.push(`exit code ${result.code}`);
+  const warnings = result.kmsg.filter((l) => !HARMLESS.test(l) && !step.allow?.test(l));
+  for (const line of warnings) reasons.push(`kernel: ${line}`);
+  return [...reasons, ...(step.judge?.(result) ?? [])];
+}
+
+/** What is being collected about the step that runs. */
+interface Running {
+  readonly step: Step;
+  readonly started: number;
+  readonly output: string[];
+  readonly kmsg: string[];
+  readonly files: Map<string, string>;
+}
+
+const resultOf = (r: Running, code: number, seconds: number): StepResult => ({
+  code,
+  seconds,
+  output: r.output,
+  kmsg: r.kmsg,
+  files: r.files,
+});
+
+function tail(path: string, lines: number): string[] {
+  try {
+    return readFileSync(path, "utf8").trimEnd().split("\n").slice(-lines);
+  } catch {
+    return [];
+  }
+}
+
+/** Files that every boot has: the first process, the tools, the steps. */
+async function basics(steps: readonly Step[], busybox: string): Promise<LabFile[]> {
+  return [
+    { path: "init", from: join(import.meta.dir, "init.sh") },
+    { path: "bin/busybox", from: busybox },
+    { path: "lab/lib.sh", text: LIBRARY },
+    ...steps.map((step, i) => ({
+      path: `lab/steps/${String(i).padStart(3, "0")}-${step.name}`,
+      text: `. /lab/lib.sh\n${step.script}\n`,
+    })),
+  ];
+}
+
+/** One boot with `steps`; the outcomes of those that it came to. */
+async function boot(
+  o: LabOptions,
+  w: Workshop,
+  steps: readonly Step[],
+  made: ReadonlyMap<Ingredient, LabFile[]>,
+  report: (outcome: Outcome) => void,
+): Promise<number> {
+  const dir = join(w.dir, "run");
+  rmSync(dir, { recursive: true, force: true });
+  mkdirSync(dir, { recursive: true });
+  const needs = new Set(steps.flatMap((s) => s.needs));
+  const small: LabFile[] = await basics(steps, join(cacheRoot(), "busybox/busybox"));
+  const large: LabFile[] = [];
+  for (const name of needs) (LARGE.has(name) ? large : small).push(...(made.get(name) ?? []));
+  writeFileSync(join(dir, "steps.cpio"), archive(small));
+  const parts = [join(dir, "steps.cpio")];
+  // The kernel takes what follows a compressed part for more of it, so that one is the last.
+  if (large.length > 0) parts.push(await compressedPart(join(w.dir, "large.cpio.lz4"), large));
+  const iso = join(dir, "lab.iso");
+  const append = [...APPEND, o.cpus === 1 ? "nosmp" : ""].join(" ").trim();
+  await makeIso({ iso, kernel: w.kernel.vmlinuz, append, parts });
+
+  let done = 0;
+  let running: Running | undefined;
+  const started = Date.now();
+  const onEvent = (event: ChannelEvent): void => {
+    const step = steps[done];
+    switch (event.kind) {
+      case "boot":
+        o.print(`# Linux ${w.kernel.release} is up after ${((Date.now() - started) / 1000).toFixed(1)} s (${event.seconds} s of its own)`);
+        break;
+      case "begin":
+        if (step) running = { step, started: Date.now(), output: [], kmsg: [], files: new Map() };
+        break;
+      case "line":
+        running?.output.push(event.text);
+        if (o.verbose) o.print(`  | ${event.text}`);
+        break;
+      case "garbled":
+        running?.output.push(`(garbled) ${event.text}`);
+        break;
+      case "kmsg":
+        running?.kmsg.push(event.text);
+        break;
+      case "file":
+        running?.files.set(event.name, new TextDecoder().decode(event.data));
+        break;
+      case "end": {
+        if (!running) break;
+        const result = resultOf(running, event.code, event.seconds);
+        const reasons = judge(running.step, result);
+        const seconds = (Date.now() - running.started) / 1000;
+        const verdict = reasons.length === 0 ? "ok" : "failed";
+        report({ step: running.step, verdict, reasons, seconds, result });
+        running = undefined;
+        done++;
+        break;
+      }
+    }
+  };
+  const onConsole = (line: string): void => {
+    if (o.verbose && line !== "") o.print(`  > ${line}`);
+  };
+  const silence = 90;
+  const total = 90 + steps.reduce((sum, s) => sum + s.limit, 0);
+  const machine = { iso, dir, model: o.model, cpus: o.cpus, memory: 1536 };
+  const overdue = (): string | undefined =>
+    running && Date.now() - running.started > running.step.limit * 1000
+      ? `${running.step.name}: not done after ${running.step.limit} s`
+      : undefined;
+  const ending: Ending = await runMachine(await bochs(), machine, { silence, total, overdue }, onEvent, onConsole);
+  if (ending.kind === "off" && done === steps.length) return done;
+
+  const last: string[] = [`the machine ended: ${ending.kind}: ${ending.reason}`];
+  const step = steps[done];
+  last.push(...tail(join(dir, CONSOLE), 60).map((l) => `console: ${l.trimEnd()}`));
+  if (ending.kind === "exit") last.push(...tail(join(dir, "bochs.log"), 12).map((l) => `bochs: ${l}`));
+  if (step) {
+    const at: Running = running ?? { step, started: Date.now(), output: [], kmsg: [], files: new Map() };
+    const seconds = (Date.now() - at.started) / 1000;
+    report({ step, verdict: "failed", reasons: last, seconds, result: resultOf(at, -1, seconds) });
+  }
+  return done + 1;
+}
+
+/** Runs `steps`, telling each outcome as it is known. */
+export async function runLab(
+  o: LabOptions,
+  steps: readonly Step[],
+  report: (outcome: Outcome) => void,
+): Promise<void> {
+  // Its busybox is the machine's too.
+  await guest(o.series);
+  const k = await kernel(o.series);
+  const w: Workshop = { kernel: k, dir: join(ROOT, "build/lab", kernelKey(k)) };
+  mkdirSync(w.dir, { recursive: true });
+  const made = new Map<Ingredient, LabFile[]>();
+  const not = new Map<Ingredient, { verdict: "skipped" | "failed"; reason: string }>();
+  for (const name of new Set(steps.flatMap((s) => s.needs))) {
+    const got = await prepare(w, name);
+    if ("files" in got) made.set(name, got.files);
+    else if ("missing" in got) not.set(name, { verdict: "skipped", reason: got.missing });
+    else not.set(name, { verdict: "failed", reason: got.broken });
+  }
+  let rest: Step[] = [];
+  for (const step of steps) {
+    const lack = step.needs.map((n) => not.get(n)).filter((n) => n !== undefined);
+    const [first] = lack;
+    if (first === undefined) rest.push(step);
+    else {
+      const reasons = lack.map((l) => l.reason);
+      report({ step, verdict: first.verdict, reasons, seconds: 0, result: undefined });
+    }
+  }
+  while (rest.length > 0) rest = rest.slice(await boot(o, w, rest, made, report));
+}

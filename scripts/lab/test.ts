@@ -1,0 +1,86 @@
+/**
+ * `npm run test:vmx [-- [--kernel SERIES] [--cpu MODEL] [--cpus N] [--verbose] PATTERN...]`: the VT-x
+ * module and the engine on it, inside an emulated machine with VT-x. Steps whose names contain one
+ * of the patterns run; without one, all of them.
+ *
+ * `-- --run 'SHELL COMMANDS' --with module,kvm,...` runs those commands in the machine instead.
+ */
+import { mkdirSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { parseArgs } from "node:util";
+import { isSeries } from "../../fixtures/kernels/kernels.ts";
+import { MODELS } from "./bochs.ts";
+import { isIngredient } from "./ingredients.ts";
+import { type Outcome, runLab } from "./lab.ts";
+import { STEPS, type Step } from "./steps.ts";
+
+function usage(message: string): never {
+  console.error(message);
+  process.exit(2);
+}
+
+const { values, positionals } = parseArgs({
+  args: process.argv.slice(2),
+  allowPositionals: true,
+  options: {
+    kernel: { type: "string", default: "6.1" },
+    cpu: { type: "string" },
+    cpus: { type: "string", default: "1" },
+    verbose: { type: "boolean", default: false },
+    list: { type: "boolean", default: false },
+    run: { type: "string" },
+    with: { type: "string", default: "module" },
+    limit: { type: "string", default: "300" },
+  },
+});
+const series = values.kernel;
+if (!isSeries(series)) usage(`unknown kernel ${series}`);
+const model = MODELS.find((m) => m === (values.cpu ?? "broadwell_ult"));
+if (model === undefined) usage(`unknown CPU ${values.cpu}: known are ${MODELS.join(", ")}`);
+const cpus = Number(values.cpus);
+if (!(cpus >= 1 && cpus <= 8)) usage("--cpus is a number from 1 to 8");
+
+/** Commands given on the command line, as a step. */
+function adHoc(script: string): Step {
+  const needs = values.with.split(",").filter(Boolean);
+  const unknown = needs.filter((name) => !isIngredient(name));
+  if (unknown.length > 0) usage(`--with: unknown ${unknown.join(", ")}`);
+  return { name: "run", needs: needs.filter(isIngredient), limit: Number(values.limit), script };
+}
+
+const steps =
+  values.run === undefined
+    ? STEPS.filter((s) => positionals.length === 0 || positionals.some((p) => s.name.includes(p)))
+    : [adHoc(values.run)];
+const verbose = values.verbose || values.run !== undefined;
+if (steps.length === 0) usage(`no step like ${positionals.join(" ")}`);
+if (values.list) {
+  for (const s of steps) console.log(s.name);
+  process.exit(0);
+}
+
+const MARK = { ok: "ok  ", failed: "FAIL", skipped: "skip" } as const;
+const out = join(import.meta.dir, "../../build/lab/results");
+const outcomes: Outcome[] = [];
+const started = Date.now();
+await runLab(
+  { series, model, cpus, verbose, print: (line) => console.log(line) },
+  steps,
+  (o) => {
+    outcomes.push(o);
+    console.log(`${MARK[o.verdict]} ${o.step.name} (${o.seconds.toFixed(1)} s)`);
+    for (const [name, text] of o.result?.files ?? []) {
+      mkdirSync(join(out, o.step.name), { recursive: true });
+      writeFileSync(join(out, o.step.name, name), text);
+    }
+    if (o.verdict === "ok") return;
+    for (const reason of o.reasons) console.log(`     ${reason.replaceAll("\n", "\n     ")}`);
+    if (o.verdict === "skipped" || verbose) return;
+    for (const line of o.result?.output.slice(-40) ?? []) console.log(`     | ${line}`);
+  },
+);
+const count = (verdict: Outcome["verdict"]): number =>
+  outcomes.filter((o) => o.verdict === verdict).length;
+const time = ((Date.now() - started) / 1000).toFixed(0);
+console.log(`${count("ok")} passed, ${count("failed")} failed, ${count("skipped")} skipped, ${time} s`);
+process.exit(count("failed") === 0 && count("ok") > 0 ? 0 : 1);
