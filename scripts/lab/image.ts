@@ -87,7 +87,13 @@ export async function makeIso(o: {
     graft.push(`${name}=${part}`);
     return `/${name}`;
   });
-  const menu = ["set timeout=0", `linux /boot/vmlinuz ${o.append}`, `initrd ${names.join(" ")}`, "boot", ""];
+  const menu = [
+    "set timeout=0",
+    `linux /boot/vmlinuz ${o.append}`,
+    `initrd ${names.join(" ")}`,
+    "boot",
+    "",
+  ];
   writeFileSync(join(dir, "boot/grub/grub.cfg"), menu.join("\n"));
   const argv = ["grub-mkrescue", `--output=${o.iso}`, "--locales=", "--fonts=", "--themes="];
   argv.push(`--install-modules=${GRUB_MODULES}`, dir, ...graft);

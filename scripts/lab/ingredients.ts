@@ -2,7 +2,15 @@
  * What steps need in the machine, made from the work tree: the module built for the machine's
  * kernel, the single executable, test programs, a guest to boot.
  */
-import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import {
+  cpSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { join } from "node:path";
 import { progress, sha256 } from "../../fixtures/cache.ts";
 import { must, run } from "../../fixtures/command.ts";
@@ -12,6 +20,9 @@ import { type Kernel, unpackHeaders } from "../../fixtures/kernels/kernels.ts";
 import type { LabFile } from "./image.ts";
 
 const ROOT = join(import.meta.dir, "../..");
+
+/** What the conformance suite gives on hv/soft. */
+export const SOFT_TRANSCRIPT = join(ROOT, "build/lab/soft.transcript");
 
 export type Ingredient = keyof typeof INGREDIENTS;
 
@@ -86,7 +97,10 @@ async function kvm(w: Workshop): Promise<LabFile[]> {
     await must(["find", dir, "-name", "*.ko", "-exec", "mv", "-t", dir, "{}", "+"]);
     rmSync(join(dir, "lib"), { recursive: true });
   }
-  const files = names.map((name) => ({ path: `lab/kvm/${name}.ko`, from: join(dir, `${name}.ko`) }));
+  const files = names.map((name) => ({
+    path: `lab/kvm/${name}.ko`,
+    from: join(dir, `${name}.ko`),
+  }));
   return [...files, await program(w, "test/vmx/kvm-guest.c")];
 }
 
@@ -126,6 +140,8 @@ async function conformance(w: Workshop): Promise<LabFile[]> {
   const script = join(w.dir, "conformance.js");
   const argv = [process.execPath, "build", "--target=bun", "--minify-syntax"];
   await must([...argv, `--outfile=${script}`, join(dir, "main.ts")]);
+  const soft = [process.execPath, join(dir, "main.ts"), "--backend", "soft"];
+  await must([...soft, "--out", SOFT_TRANSCRIPT], { cwd: ROOT });
   const images = join(ROOT, "build/conformance");
   const names = readdirSync(images).filter((name) => /\.(bin|sym)$/.test(name));
   return [

@@ -121,7 +121,9 @@ async function boot(
     const step = steps[done];
     switch (event.kind) {
       case "boot":
-        o.print(`# Linux ${w.kernel.release} is up after ${((Date.now() - started) / 1000).toFixed(1)} s (${event.seconds} s of its own)`);
+        o.print(
+          `# Linux ${w.kernel.release} is up after ${((Date.now() - started) / 1000).toFixed(1)} s (${event.seconds} s of its own)`,
+        );
         break;
       case "begin":
         if (step) running = { step, started: Date.now(), output: [], kmsg: [], files: new Map() };
@@ -162,15 +164,28 @@ async function boot(
     running && Date.now() - running.started > running.step.limit * 1000
       ? `${running.step.name}: not done after ${running.step.limit} s`
       : undefined;
-  const ending: Ending = await runMachine(await bochs(), machine, { silence, total, overdue }, onEvent, onConsole);
+  const ending: Ending = await runMachine(
+    await bochs(),
+    machine,
+    { silence, total, overdue },
+    onEvent,
+    onConsole,
+  );
   if (ending.kind === "off" && done === steps.length) return done;
 
   const last: string[] = [`the machine ended: ${ending.kind}: ${ending.reason}`];
   const step = steps[done];
   last.push(...tail(join(dir, CONSOLE), 60).map((l) => `console: ${l.trimEnd()}`));
-  if (ending.kind === "exit") last.push(...tail(join(dir, "bochs.log"), 12).map((l) => `bochs: ${l}`));
+  if (ending.kind === "exit")
+    last.push(...tail(join(dir, "bochs.log"), 12).map((l) => `bochs: ${l}`));
   if (step) {
-    const at: Running = running ?? { step, started: Date.now(), output: [], kmsg: [], files: new Map() };
+    const at: Running = running ?? {
+      step,
+      started: Date.now(),
+      output: [],
+      kmsg: [],
+      files: new Map(),
+    };
     const seconds = (Date.now() - at.started) / 1000;
     report({ step, verdict: "failed", reasons: last, seconds, result: resultOf(at, -1, seconds) });
   }

@@ -151,7 +151,8 @@ export async function runMachine(
       return { kind: "hang", reason: `no sign of life for ${limits.silence} s` };
     }
     const late =
-      limits.overdue() ?? (seconds() > limits.total ? `not done after ${limits.total} s` : undefined);
+      limits.overdue() ??
+      (seconds() > limits.total ? `not done after ${limits.total} s` : undefined);
     return late === undefined ? undefined : { kind: "timeout", reason: late };
   };
   try {

@@ -3,7 +3,11 @@
  * machine with /lab/lib.sh at hand; its exit code, its output, the kernel's warnings and the files
  * that it leaves in /lab/out decide how it went.
  */
-import type { Ingredient } from "./ingredients.ts";
+import { readFileSync } from "node:fs";
+import { overBudget, parseCosts } from "../../bench/vmx/costs.ts";
+import { judge as judgeRun, parseAlerts } from "../../fixtures/attacks/verdict.ts";
+import { differences } from "../../test/conformance/compare.ts";
+import { type Ingredient, SOFT_TRANSCRIPT } from "./ingredients.ts";
 
 export interface StepResult {
   readonly code: number;
@@ -38,7 +42,28 @@ kernel_memory() {
 	awk '/^(Slab|KernelStack|PageTables|VmallocUsed|Percpu):/ { sum += $2 } /^MemFree:/ { free = $2 }
 	     END { print sum, free }' /proc/meminfo
 }
+# Open files of /dev/hvi.
+users() { awk '$1 == "hvi" { print $3 }' /proc/modules; }
+# Two results of kernel_memory: fails when much more is in use. A VM is 2 MiB and more.
+grew() {
+	[ $(($3 - $1)) -lt 2048 ] || fail "the kernel uses $(($3 - $1)) KiB more"
+	[ $(($2 - $4)) -lt 8192 ] || fail "$(($2 - $4)) KiB less are free"
+}
 `;
+
+interface DoctorReport {
+  readonly vtx: { readonly state: string };
+}
+
+/** Whether `hvi doctor --json` found the state of VT-x that it should have found. */
+function doctorSays(r: StepResult, file: string, state: string): string[] {
+  try {
+    const report = JSON.parse(r.files.get(file) ?? "") as DoctorReport;
+    return report.vtx.state === state ? [] : [`${file}: ${report.vtx.state}, should be ${state}`];
+  } catch {
+    return [`${file}: no JSON: ${r.files.get(file) ?? "(nothing)"}`];
+  }
+}
 
 export const STEPS: readonly Step[] = [
   {
@@ -99,6 +124,140 @@ unload`,
     script: `
 load
 timeout -s KILL 200 /lab/bin/selftest || fail "selftest: exit code $?"
+unload`,
+  },
+  {
+    name: "doctor",
+    needs: ["module", "hvi"],
+    limit: 200,
+    script: `
+hvi doctor --json > /lab/out/without.json
+load
+hvi doctor --json > /lab/out/with.json || fail "hvi doctor: exit code $?"
+unload`,
+    judge: (r) => [
+      ...doctorSays(r, "without.json", "module-not-loaded"),
+      ...doctorSays(r, "with.json", "ready"),
+    ],
+  },
+  {
+    name: "conformance",
+    needs: ["module", "hvi", "conformance"],
+    limit: 600,
+    script: `
+load
+BUN_BE_BUN=1 hvi /lab/conformance/main.js --backend vmx --images /lab/conformance \
+	--out /lab/out/vmx.transcript
+code=$?
+unload
+exit $code`,
+    judge: (r) => {
+      const transcript = r.files.get("vmx.transcript");
+      if (transcript === undefined) return ["no transcript came back"];
+      const found = differences(readFileSync(SOFT_TRANSCRIPT, "utf8"), transcript);
+      return found.map((d) => `differs from hv/soft: ${d}`);
+    },
+  },
+  {
+    name: "boot",
+    needs: ["module", "hvi", "guest"],
+    limit: 600,
+    script: `
+load
+hvi run --backend vmx --kernel /lab/guest/vmlinuz --initrd /lab/guest/initramfs.cpio \
+	--append "console=ttyS0 quiet hvi.mode=poweroff" \
+	--console /lab/out/console.txt --verbose < /dev/null || fail "hvi run: exit code $?"
+unload`,
+    judge: (r) =>
+      /HVI-DONE rc=0/.test(r.files.get("console.txt") ?? "")
+        ? []
+        : [
+            "the guest did not come to its end",
+            ...(r.files.get("console.txt") ?? "").split("\n").slice(-20),
+          ],
+  },
+  {
+    name: "attacks",
+    needs: ["module", "hvi", "guest"],
+    limit: 900,
+    script: `
+load
+hvi run --backend vmx --kernel /lab/guest/vmlinuz --initrd /lab/guest/initramfs.cpio \
+	--append "console=ttyS0 quiet hvi.mode=attack,poweroff" --protect all \
+	--alerts /lab/out/alerts.jsonl --console /lab/out/console.txt < /dev/null ||
+	fail "hvi run: exit code $?"
+unload`,
+    judge: (r) => {
+      const alerts = parseAlerts(r.files.get("alerts.jsonl") ?? "");
+      const run = judgeRun(r.files.get("console.txt") ?? "", alerts);
+      const reasons: string[] = [...run.failures];
+      for (const a of run.attacks)
+        if (a.verdict !== "denied") reasons.push(`${a.name}: ${a.verdict}`);
+      if (run.attacks.length < 45) reasons.push(`only ${run.attacks.length} attacks were tried`);
+      if (run.stray.length > 0) reasons.push(`${run.stray.length} false alarms`);
+      return reasons;
+    },
+  },
+  {
+    name: "exit-cost",
+    needs: ["module", "kvm", "exit-cost"],
+    limit: 200,
+    script: `
+for m in irqbypass kvm kvm-intel; do insmod /lab/kvm/$m.ko || fail "$m.ko does not load"; done
+exit-cost kvm > /lab/out/costs || fail "exit-cost kvm"
+for m in kvm-intel kvm irqbypass; do rmmod $m || fail "$m does not unload"; done
+load
+exit-cost hvi >> /lab/out/costs || fail "exit-cost hvi"
+unload`,
+    judge: (r) => overBudget(parseCosts(r.files.get("costs") ?? "")),
+  },
+  {
+    name: "robust.ioctls",
+    needs: ["module", "fuzz"],
+    limit: 600,
+    script: `
+load
+# The first round makes what stays: caches, folders, the tables of the page allocator.
+ioctl-fuzz 2000 2 > /dev/null || fail "ioctl-fuzz: exit code $?"
+before=$(kernel_memory)
+timeout -s KILL 400 ioctl-fuzz 100000 1
+code=$?
+[ $code -eq 0 ] || fail "ioctl-fuzz: exit code $code"
+[ "$(users)" = 0 ] || fail "hvi.ko is still in use by $(users)"
+after=$(kernel_memory)
+echo "kernel memory in KiB, all and free: $before, then $after"
+grew $before $after
+unload`,
+  },
+  {
+    name: "robust.kill",
+    needs: ["module", "hvi", "guest"],
+    limit: 900,
+    script: `
+load
+start() {
+	hvi run --backend vmx --kernel /lab/guest/vmlinuz --initrd /lab/guest/initramfs.cpio \
+		--append "console=ttyS0" --protect all --console /tmp/console < /dev/null 2> /dev/null &
+}
+round() {
+	start
+	usleep $(( 300000 + (RANDOM * 32768 + RANDOM) % 3000000 ))
+	kill -9 $!
+	wait $! 2> /dev/null
+}
+round
+before=$(kernel_memory)
+n=0
+while [ $n -lt 50 ]; do
+	round
+	[ "$(users)" = 0 ] || fail "round $n: hvi.ko is still in use by $(users)"
+	n=$((n + 1))
+done
+after=$(kernel_memory)
+echo "kernel memory in KiB, all and free: $before, then $after"
+grew $before $after
+unload
+load
 unload`,
   },
 ];

@@ -63,24 +63,22 @@ const MARK = { ok: "ok  ", failed: "FAIL", skipped: "skip" } as const;
 const out = join(import.meta.dir, "../../build/lab/results");
 const outcomes: Outcome[] = [];
 const started = Date.now();
-await runLab(
-  { series, model, cpus, verbose, print: (line) => console.log(line) },
-  steps,
-  (o) => {
-    outcomes.push(o);
-    console.log(`${MARK[o.verdict]} ${o.step.name} (${o.seconds.toFixed(1)} s)`);
-    for (const [name, text] of o.result?.files ?? []) {
-      mkdirSync(join(out, o.step.name), { recursive: true });
-      writeFileSync(join(out, o.step.name, name), text);
-    }
-    if (o.verdict === "ok") return;
-    for (const reason of o.reasons) console.log(`     ${reason.replaceAll("\n", "\n     ")}`);
-    if (o.verdict === "skipped" || verbose) return;
-    for (const line of o.result?.output.slice(-40) ?? []) console.log(`     | ${line}`);
-  },
-);
+await runLab({ series, model, cpus, verbose, print: (line) => console.log(line) }, steps, (o) => {
+  outcomes.push(o);
+  console.log(`${MARK[o.verdict]} ${o.step.name} (${o.seconds.toFixed(1)} s)`);
+  for (const [name, text] of o.result?.files ?? []) {
+    mkdirSync(join(out, o.step.name), { recursive: true });
+    writeFileSync(join(out, o.step.name, name), text);
+  }
+  if (o.verdict === "ok") return;
+  for (const reason of o.reasons) console.log(`     ${reason.replaceAll("\n", "\n     ")}`);
+  if (o.verdict === "skipped" || verbose) return;
+  for (const line of o.result?.output.slice(-40) ?? []) console.log(`     | ${line}`);
+});
 const count = (verdict: Outcome["verdict"]): number =>
   outcomes.filter((o) => o.verdict === verdict).length;
 const time = ((Date.now() - started) / 1000).toFixed(0);
-console.log(`${count("ok")} passed, ${count("failed")} failed, ${count("skipped")} skipped, ${time} s`);
+console.log(
+  `${count("ok")} passed, ${count("failed")} failed, ${count("skipped")} skipped, ${time} s`,
+);
 process.exit(count("failed") === 0 && count("ok") > 0 ? 0 : 1);
