@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * What exits cost: the lines of exit-cost.c, the bounds that they must keep, and the table that
  * people read.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** `npm run bench:vmx`: what an exit costs on KVM and on hvi, in instructions, in one boot of the lab. */
 import { costTable, parseCosts } from "../../bench/vmx/costs.ts";
 import { runLab } from "./lab.ts";

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * Bochs 3.0, the machine with VT-x that the lab runs in. It comes from Debian's trixie whatever the
  * machine's own release is: apt downloads the packages and what they depend on, and of their files

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * What the lab's machine says on its second serial line (init.sh describes the lines), as events.
  * The line carries what programs under test print, so each of their lines has a mark in front, and

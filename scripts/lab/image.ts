@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * The disc that the lab's machine boots from: GRUB, a stock Debian kernel, and a first file system
  * in parts that the kernel unpacks one after the other. Large parts are compressed and kept until

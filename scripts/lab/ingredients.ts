@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * What steps need in the machine, made from the work tree: the module built for the machine's
  * kernel, the single executable, test programs, a guest to boot.

@@ -1,4 +1,5 @@
 #!/bin/busybox sh
+# SPDX-License-Identifier: MIT
 # The first process of the lab's machine. It runs the steps of /lab/steps one after the other and
 # tells on the second serial line what they do, in lines that scripts/lab/channel.ts reads:
 #   @lab boot SECONDS            the machine is up; seconds of its own time since it started

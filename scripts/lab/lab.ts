@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * Runs steps in the lab's machine. All of them go in one boot; when the machine dies under a step,
  * that step has failed and the rest goes on in another boot.

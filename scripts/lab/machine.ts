@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * Runs a machine of the lab from start to power-off, reading its serial lines as they grow, and
  * ends it when it crashes, falls silent or takes too long.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * What the lab's machine does, step by step. A step is a shell script (busybox) that runs in the
  * machine with /lab/lib.sh at hand; its exit code, its output, the kernel's warnings and the files

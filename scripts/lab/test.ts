@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * `npm run test:vmx [-- [--kernel SERIES] [--cpu MODEL] [--cpus N] [--verbose] PATTERN...]`: the VT-x
  * module and the engine on it, inside an emulated machine with VT-x. Steps whose names contain one

@@ -9,6 +9,7 @@ export * from "./abi.ts";
 export { type AssetName, assetBytes, assetPath, registerAsset } from "./assets.ts";
 export { EptRanges } from "./ept_ranges.ts";
 export { BackendError, errnoName, HviError } from "./error.ts";
+export { DEVICE } from "./native.ts";
 export { GuestRam, type MemorySlot, RAM_CHUNK } from "./ram.ts";
 export { Vcpu } from "./vcpu.ts";
 export { type CpuidEntry, type MemoryOptions, Vm, type VmInfo } from "./vm.ts";

@@ -1,8 +1,10 @@
-import { accessSync, constants, existsSync, readFileSync } from "node:fs";
+// SPDX-License-Identifier: MIT
+import { existsSync } from "node:fs";
 import { freemem, release } from "node:os";
 import type { CAC } from "cac";
 import { assetPath, BackendError, openVm } from "../bridge/index.ts";
 import { EXIT_FAILURE, EXIT_OK } from "./output.ts";
+import { type VtxFinding, vtxFacts, vtxFinding } from "./vtx.ts";
 
 type State = "ok" | "missing" | "note";
 
@@ -13,64 +15,26 @@ interface Finding {
   detail: string;
 }
 
-function readText(path: string): string {
+function soft(): Finding {
+  const what = "software vCPU";
   try {
-    return readFileSync(path, "utf8");
-  } catch {
-    return "";
-  }
-}
-
-function backend(kind: "soft" | "vmx"): Finding {
-  const what = kind === "soft" ? "software vCPU" : "VT-x backend";
-  try {
-    const vm = openVm({ backend: kind });
+    const vm = openVm({ backend: "soft" });
     const { info } = vm;
     vm.close();
     const detail = `ABI ${info.abiVersion}, up to ${info.maxVcpus} vCPUs, guest TSC ${info.tscKhz / 1000} MHz`;
     return { state: "ok", what, detail };
   } catch (error) {
     if (!(error instanceof BackendError)) throw error;
-    return {
-      state: kind === "soft" ? "missing" : "note",
-      what,
-      detail: `${error.message} -> ${error.hint}`,
-    };
+    return { state: "missing", what, detail: `${error.message} -> ${error.hint}` };
   }
 }
 
-function vtx(): Finding {
-  const flags = /^flags\s*:(.*)$/m.exec(readText("/proc/cpuinfo"))?.[1]?.trim().split(" ") ?? [];
-  const vmxFlags =
-    /^vmx flags\s*:(.*)$/m.exec(readText("/proc/cpuinfo"))?.[1]?.trim().split(" ") ?? [];
-  const what = "CPU with VT-x and EPT";
-  if (!flags.includes("vmx"))
-    return {
-      state: "note",
-      what,
-      detail:
-        "not here (or switched off in the firmware, or hidden by a hypervisor); the software vCPU works without",
-    };
-  const ept = vmxFlags.length === 0 || vmxFlags.includes("ept");
-  return ept
-    ? { state: "ok", what, detail: "vmx" + (vmxFlags.includes("ept") ? ", ept" : "") }
-    : { state: "note", what, detail: "vmx without EPT: only the software vCPU can be used" };
-}
-
-function device(): Finding {
-  const what = "/dev/hvi";
-  if (!existsSync("/dev/hvi"))
-    return {
-      state: "note",
-      what,
-      detail: "not there -> for VT-x: make -C hv/vmx && sudo insmod hv/vmx/hvi.ko",
-    };
-  try {
-    accessSync("/dev/hvi", constants.R_OK | constants.W_OK);
-    return { state: "ok", what, detail: "can be opened" };
-  } catch {
-    return { state: "note", what, detail: "no permission -> run hvi as root" };
-  }
+function vtx(found: VtxFinding): Finding {
+  return {
+    state: found.state === "ready" ? "ok" : "note",
+    what: "VT-x backend",
+    detail: found.hint === "" ? found.what : `${found.what} -> ${found.hint}`,
+  };
 }
 
 function headers(): Finding {
@@ -83,17 +47,6 @@ function headers(): Finding {
         what,
         detail: `none for ${release()} -> sudo apt-get install linux-headers-${release()}`,
       };
-}
-
-function kvm(): Finding {
-  const inUse = existsSync("/sys/module/kvm_intel");
-  return {
-    state: inUse ? "note" : "ok",
-    what: "VT-x free for hvi",
-    detail: inUse
-      ? "kvm_intel is loaded -> stop its guests and: sudo rmmod kvm_intel"
-      : "KVM is not loaded",
-  };
 }
 
 function asset(name: "libhvi-soft.so" | "zydis.wasm", what: string): Finding {
@@ -114,18 +67,16 @@ function memory(): Finding {
 }
 
 /** Everything that hvi needs or can use on this machine. */
-export function examine(): Finding[] {
-  return [
+export function examine(vt: VtxFinding): Finding[] {
+  const findings = [
     asset("libhvi-soft.so", "software vCPU library"),
     asset("zydis.wasm", "instruction decoder"),
-    backend("soft"),
+    soft(),
     memory(),
-    vtx(),
-    device(),
-    backend("vmx"),
-    kvm(),
-    headers(),
+    vtx(vt),
   ];
+  // Headers are for building the module; who has it loaded needs none.
+  return vt.state === "ready" ? findings : [...findings, headers()];
 }
 
 const MARK: Record<State, string> = { ok: "ok     ", missing: "MISSING", note: "-      " };
@@ -133,14 +84,21 @@ const MARK: Record<State, string> = { ok: "ok     ", missing: "MISSING", note: "
 export function registerDoctor(cli: CAC): void {
   cli
     .command("doctor", "Tell what this machine has for hvi, what is missing, and how to get it")
+    .option("--json", "as one JSON object, for programs")
     .example("  hvi doctor")
-    .action(() => {
-      const findings = examine();
+    .action((flags: { json?: boolean }) => {
+      const vt = vtxFinding(vtxFacts());
+      const findings = examine(vt);
+      const usable = findings.every((f) => f.state !== "missing");
+      if (flags.json === true) {
+        process.stdout.write(`${JSON.stringify({ usable, vtx: vt, findings }, null, 2)}\n`);
+        return usable ? EXIT_OK : EXIT_FAILURE;
+      }
       for (const f of findings) process.stdout.write(`${MARK[f.state]}  ${f.what}: ${f.detail}\n`);
       const bad = findings.filter((f) => f.state === "missing").length;
       process.stdout.write(
-        bad === 0 ? "hvi can run here.\n" : `hvi cannot run here yet: ${bad} missing.\n`,
+        usable ? "hvi can run here.\n" : `hvi cannot run here yet: ${bad} missing.\n`,
       );
-      return bad === 0 ? EXIT_OK : EXIT_FAILURE;
+      return usable ? EXIT_OK : EXIT_FAILURE;
     });
 }
