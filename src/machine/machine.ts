@@ -313,13 +313,15 @@ export class Machine {
       if (clock.next <= clock.now) clock.advance(clock.now);
       for (let i = 0; i < this.#apics.length; i++) this.#deliver(i);
       let deadline = Math.min(clock.next, clock.now + this.#quantum);
-      if (this.#allHalted() && !this.#anythingPending()) {
-        if (this.#idleUntil >= 0) {
-          deadline = this.#idleUntil;
-          this.#idleUntil = -1;
-        } else if (this.#dead()) return;
-        else if (this.options.interactive || clock.next === Infinity) return;
-        else deadline = clock.next;
+      if (this.#allHalted()) {
+        if (this.#dead()) return;
+        if (!this.#anythingPending()) {
+          if (this.#idleUntil >= 0) {
+            deadline = this.#idleUntil;
+            this.#idleUntil = -1;
+          } else if (this.options.interactive || clock.next === Infinity) return;
+          else deadline = clock.next;
+        }
       }
       const observer = this.observer;
       // Rounded up: a device's deadline between two ticks must be over when the guest stops.
@@ -371,10 +373,15 @@ export class Machine {
     return reason;
   }
 
-  /** All are halted and nothing is pending: can anything still wake the guest? */
+  /** All are halted: ends the run when nothing can wake the guest any more. */
   #dead(): boolean {
-    const takes = this.#halted.some((h, i) => h && (this.vm.vcpus[i].rflags & RFLAGS_IF) !== 0);
-    if (takes && (this.clock.next !== Infinity || this.options.inputOpen)) return false;
+    let takes = false;
+    for (let i = 0; i < this.#apics.length; i++) {
+      const apic = this.#apics[i];
+      if (apic.nmi || apic.init || apic.startup >= 0 || this.vm.vcpus[i].eventPending) return false;
+      if (this.#halted[i] && (this.vm.vcpus[i].rflags & RFLAGS_IF) !== 0) takes = true;
+    }
+    if (takes && (this.clock.next !== Infinity || this.options.inputOpen || this.#anythingPending())) return false;
     const why = takes
       ? "it is halted and no device will ever interrupt it"
       : "it is halted with interrupts disabled";

@@ -29,14 +29,13 @@ const MAX_KERNEL = 1 << 30;
 export async function decompressPayload(payload: Uint8Array): Promise<Uint8Array | undefined> {
   const kind = compressionOf(payload);
   if (payload.length < 16) return undefined;
+  if (kind === "none") return payload;
   const view = new DataView(payload.buffer, payload.byteOffset, payload.byteLength);
   const size = view.getUint32(payload.length - 4, true);
   const body = payload.subarray(0, payload.length - 4);
   if (size > MAX_KERNEL) return undefined;
   try {
     switch (kind) {
-      case "none":
-        return payload;
       case "gzip":
         return Bun.gunzipSync(payload as Uint8Array<ArrayBuffer>);
       case "zstd": {
