@@ -19,7 +19,10 @@ async function hvi(...args: string[]) {
     stdout: "pipe",
     stderr: "pipe",
   });
-  const [out, err] = await Promise.all([new Response(child.stdout).text(), new Response(child.stderr).text()]);
+  const [out, err] = await Promise.all([
+    new Response(child.stdout).text(),
+    new Response(child.stderr).text(),
+  ]);
   return { code: await child.exited, out, err: err.trim() };
 }
 
@@ -34,16 +37,28 @@ describe("bad input: one line with the next step, exit code 2, nothing written",
     ["unknown command", ["walk"], "no command 'walk'"],
     ["missing file", ["run", "--kernel", join(folder, "none")], "no such file"],
     ["folder", ["run", "--kernel", folder], "is a directory"],
-    ["truncated", ["run", "--kernel", path("short", bzImage(elf).subarray(0, 1500))], "truncated bzImage"],
+    [
+      "truncated",
+      ["run", "--kernel", path("short", bzImage(elf).subarray(0, 1500))],
+      "truncated bzImage",
+    ],
     ["32-bit", ["run", "--kernel", path("k32", bzImage(elf, { xloadflags: 0 }))], "32-bit kernel"],
-    ["too large", ["run", "--kernel", path("big", bzImage(elf, { initSize: 1 << 30 }))], "--memory"],
+    [
+      "too large",
+      ["run", "--kernel", path("big", bzImage(elf, { initSize: 1 << 30 }))],
+      "--memory",
+    ],
     ["memory", ["run", "--kernel", good, "--memory", "lots"], "not a size"],
     ["cpus", ["run", "--kernel", good, "--cpus", "0"], "--cpus 0"],
     ["backend", ["run", "--kernel", good, "--backend", "kvm"], "choose one of auto, vmx, soft"],
     ["pattern", ["run", "--kernel", good, "--until", "("], "--until"],
     ["timeout", ["run", "--kernel", good, "--timeout", "soon"], "--timeout soon"],
     ["protection", ["run", "--kernel", good, "--protect", "everything"], "unknown protection"],
-    ["alerts' folder", ["run", "--kernel", good, "--alerts", join(folder, "no/a.jsonl")], "--alerts"],
+    [
+      "alerts' folder",
+      ["run", "--kernel", good, "--alerts", join(folder, "no/a.jsonl")],
+      "--alerts",
+    ],
     ["half a snapshot", ["run", "--kernel", good, "--snapshot", join(folder, "s")], "go together"],
     ["both", ["run", "--kernel", good, "--restore", good], "exclude each other"],
     ["no snapshot", ["run", "--restore", good], "not a snapshot"],
@@ -75,7 +90,13 @@ describe.skipIf(!hasBackend)("a guest's end", () => {
       ...[0x66, 0xba, 0xf8, 0x03, 0xb0, 0x41, 0xee, 0xb0, 0x0a, 0xee, 0xb0, 0x0a, 0xe6, 0xf4],
       0xf4,
     );
-    const { code: exit, out } = await hvi("run", "--kernel", path("exit.elf", multiboot(code)), "--timeout", "20");
+    const { code: exit, out } = await hvi(
+      "run",
+      "--kernel",
+      path("exit.elf", multiboot(code)),
+      "--timeout",
+      "20",
+    );
     expect(out).toBe("A\n");
     expect(exit).toBe(21);
   });
@@ -83,7 +104,13 @@ describe.skipIf(!hasBackend)("a guest's end", () => {
   test("a triple fault is code 3 with a dump", async () => {
     // lidt of an empty table (zeros behind the image), int3
     const code = Uint8Array.of(0x0f, 0x01, 0x1d, 0, 8, 0x10, 0, 0xcc);
-    const { code: exit, err } = await hvi("run", "--kernel", path("dead.elf", multiboot(code)), "--timeout", "20");
+    const { code: exit, err } = await hvi(
+      "run",
+      "--kernel",
+      path("dead.elf", multiboot(code)),
+      "--timeout",
+      "20",
+    );
     expect(exit).toBe(3);
     expect(err).toContain("triple fault");
     expect(err).toMatch(/RIP=[0-9a-f]{16}/);
@@ -91,7 +118,13 @@ describe.skipIf(!hasBackend)("a guest's end", () => {
   });
 
   test("HLT with interrupts disabled is a dead guest, an endless loop a timeout", async () => {
-    const halted = await hvi("run", "--kernel", path("hlt.elf", multiboot(Uint8Array.of(0xfa, 0xf4))), "--timeout", "20");
+    const halted = await hvi(
+      "run",
+      "--kernel",
+      path("hlt.elf", multiboot(Uint8Array.of(0xfa, 0xf4))),
+      "--timeout",
+      "20",
+    );
     expect(halted.code).toBe(3);
     const loop = path("loop.elf", multiboot(Uint8Array.of(0xeb, 0xfe)));
     expect((await hvi("run", "--kernel", loop, "--timeout", "0.3")).code).toBe(124);
@@ -110,11 +143,24 @@ describe.skipIf(!hasBackend)("a guest's end", () => {
     );
     const file = join(folder, "state.hvi");
     const kernel = path("two.elf", multiboot(code));
-    const taken = await hvi("run", "--kernel", kernel, "--memory", "16M", "--snapshot-at", "A", "--snapshot", file);
+    const taken = await hvi(
+      "run",
+      "--kernel",
+      kernel,
+      "--memory",
+      "16M",
+      "--snapshot-at",
+      "A",
+      "--snapshot",
+      file,
+    );
     expect(taken.err).toBe("");
     expect(taken.code).toBe(0);
     expect(taken.out.startsWith("A\n")).toBe(true);
-    const [one, two] = await Promise.all([hvi("run", "--restore", file), hvi("run", "--restore", file)]);
+    const [one, two] = await Promise.all([
+      hvi("run", "--restore", file),
+      hvi("run", "--restore", file),
+    ]);
     expect(one.code).toBe(3);
     expect(taken.out + one.out).toBe("A\nB\n");
     expect(two).toEqual(one);

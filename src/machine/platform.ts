@@ -169,7 +169,8 @@ export class Platform {
   restore(state: DeviceState): void {
     for (const [name, device] of Object.entries(this.#stateful)) {
       const part = state[name];
-      if (typeof part !== "object" || part === null) throw new TypeError(`snapshot: no state of device '${name}'`);
+      if (typeof part !== "object" || part === null)
+        throw new TypeError(`snapshot: no state of device '${name}'`);
       device.restore(part as DeviceState);
     }
     this.syncIntr();

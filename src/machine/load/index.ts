@@ -13,7 +13,10 @@ export async function loadImage(request: LoadRequest): Promise<LoadableImage> {
     try {
       kernel = Bun.gunzipSync(kernel as Uint8Array<ArrayBuffer>);
     } catch {
-      throw new InputError(`${request.kernelName}: a damaged gzip file`, "copy or download the kernel again");
+      throw new InputError(
+        `${request.kernelName}: a damaged gzip file`,
+        "copy or download the kernel again",
+      );
     }
   }
   const unpacked = { ...request, kernel };

@@ -67,7 +67,14 @@ describe("bzImage", () => {
     const size = new Uint8Array(new Uint32Array([elf.length]).buffer);
     const literals = Uint8Array.of((elf.length - 15) % 255);
     const block = Uint8Array.of(0xf0, ...literals, ...elf);
-    const lz4 = Uint8Array.of(2, 0x21, 0x4c, 0x18, ...new Uint8Array(new Uint32Array([block.length]).buffer), ...block);
+    const lz4 = Uint8Array.of(
+      2,
+      0x21,
+      0x4c,
+      0x18,
+      ...new Uint8Array(new Uint32Array([block.length]).buffer),
+      ...block,
+    );
     for (const payload of [
       Bun.gzipSync(elf as Uint8Array<ArrayBuffer>),
       Uint8Array.of(...Bun.zstdCompressSync(elf), ...size),
@@ -93,10 +100,18 @@ describe("bzImage", () => {
     expect(await refusal(request(good.subarray(0, 1200)))).toContain("truncated bzImage");
     expect(await refusal(request(good.subarray(0, 0x230)))).toContain("truncated bzImage");
     expect(await refusal(request(bzImage(elf, { xloadflags: 0 })))).toContain("32-bit kernel");
-    expect(await refusal(request(bzImage(elf, { version: 0x204 })))).toContain("protocol 2.04 is older than 2.06");
-    expect(await refusal(request(bzImage(elf, { initSize: 100 * MB })))).toMatch(/needs 116M of memory.*--memory/);
-    expect(await refusal(request(good, { initrd: new Uint8Array(60 * MB) }))).toContain("do not fit");
-    expect(await refusal(request(good, { append: "x".repeat(3000) }))).toContain("shorten --append");
+    expect(await refusal(request(bzImage(elf, { version: 0x204 })))).toContain(
+      "protocol 2.04 is older than 2.06",
+    );
+    expect(await refusal(request(bzImage(elf, { initSize: 100 * MB })))).toMatch(
+      /needs 116M of memory.*--memory/,
+    );
+    expect(await refusal(request(good, { initrd: new Uint8Array(60 * MB) }))).toContain(
+      "do not fit",
+    );
+    expect(await refusal(request(good, { append: "x".repeat(3000) }))).toContain(
+      "shorten --append",
+    );
     expect(await refusal(request(new Uint8Array(10)))).toContain("no kernel");
     expect(await refusal(request(new Uint8Array(5000)))).toContain("neither");
     expect(await refusal(request(Uint8Array.of(0x1f, 0x8b, 8, 0, 1)))).toContain("damaged gzip");
@@ -106,7 +121,9 @@ describe("bzImage", () => {
 describe("Multiboot", () => {
   test("an ELF image is entered with the magic and the information", async () => {
     const { ram, vcpu } = machine();
-    const image = await loadImage(request(multiboot(CODE), { append: "one two", initrd: Uint8Array.of(9) }));
+    const image = await loadImage(
+      request(multiboot(CODE), { append: "one two", initrd: Uint8Array.of(9) }),
+    );
     image.place(ram, vcpu);
     expect(vcpu.rip).toBe(0x10000c);
     expect(vcpu.gprLo(HVI_RAX)).toBe(0x2badb002);
@@ -148,7 +165,9 @@ describe("KASLR", () => {
     expect(parseRelocations(words(1, 2, 3))).toBeUndefined();
     expect(parseRelocations(words(0, 5, 0, at(0)))).toBeUndefined();
     const outside = parseRelocations(words(0, at(0x1000), 0, at(0)));
-    expect(outside !== undefined && relocate(new Uint8Array(64), 0x1000000, outside, 0x200000)).toBe(false);
+    expect(
+      outside !== undefined && relocate(new Uint8Array(64), 0x1000000, outside, 0x200000),
+    ).toBe(false);
   });
 
   test("slides stay inside the kernel's mapping", () => {
@@ -162,18 +181,22 @@ describe("KASLR", () => {
 
 test("damaged LZ4 is refused, not followed", () => {
   const head = [2, 0x21, 0x4c, 0x18];
-  expect(lz4Legacy(Uint8Array.of(...head, 4, 0, 0, 0, 0x0f, 0xff, 0xff, 0xff), 100)).toBeUndefined();
+  expect(
+    lz4Legacy(Uint8Array.of(...head, 4, 0, 0, 0, 0x0f, 0xff, 0xff, 0xff), 100),
+  ).toBeUndefined();
   expect(lz4Legacy(Uint8Array.of(...head, 0xff, 0xff, 0, 0, 1), 10)).toBeUndefined();
   expect(lz4Legacy(Uint8Array.of(...head, 3, 0, 0, 0, 0x10, 65, 9), 10)).toBeUndefined();
 });
 
 test("ACPI tables sum to zero and the memory map leaves the hole below 4 GiB", () => {
   const tables = acpiTables(0xe0000, 2);
-  const sum = (from: number, to: number) => tables.subarray(from, to).reduce((a, b) => (a + b) & 0xff, 0);
+  const sum = (from: number, to: number) =>
+    tables.subarray(from, to).reduce((a, b) => (a + b) & 0xff, 0);
   expect(sum(0, 20)).toBe(0);
   expect(sum(0, 36)).toBe(0);
   const view = new DataView(tables.buffer);
-  for (const at of [0x40, 0x100, 0x240, 0x280]) expect(sum(at, at + view.getUint32(at + 4, true))).toBe(0);
+  for (const at of [0x40, 0x100, 0x240, 0x280])
+    expect(sum(at, at + view.getUint32(at + 4, true))).toBe(0);
   expect(ramRanges(4 * 1024 * MB)).toEqual([
     { gpa: 0, size: 0xc0000000 },
     { gpa: 0x100000000, size: 0x40000000 },

@@ -1,5 +1,12 @@
 import { closeSync, ftruncateSync, openSync, renameSync, rmSync, writeSync } from "node:fs";
-import { EXIT_REASON, HVI_STATE_ALL, HviError, VCPU_GPR, VCPU_PENDING_DEBUG, type Vcpu } from "../../bridge/index.ts";
+import {
+  EXIT_REASON,
+  HVI_STATE_ALL,
+  HviError,
+  VCPU_GPR,
+  VCPU_PENDING_DEBUG,
+  type Vcpu,
+} from "../../bridge/index.ts";
 import { VERSION } from "../../version.ts";
 import { InputError } from "../errors.ts";
 import type { Machine } from "../machine.ts";
@@ -18,7 +25,10 @@ export function saveSnapshot(machine: Machine, path: string): void {
   try {
     fd = openSync(temporary, "wx");
   } catch (error) {
-    throw new InputError(`--snapshot ${path}: ${(error as Error).message}`, "give a path that can be written");
+    throw new InputError(
+      `--snapshot ${path}: ${(error as Error).message}`,
+      "give a path that can be written",
+    );
   }
   try {
     write(machine, fd);
