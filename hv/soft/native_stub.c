@@ -328,9 +328,13 @@ static void build(struct emit *e, const struct insn *in, const struct form *f)
 	const ZydisAccessedFlags *fl = in->z.cpu_flags;
 	u32 written = fl ? (fl->modified | fl->set_0 | fl->set_1 | fl->undefined) & FL_STATUS : 0;
 	u32 read = fl ? fl->tested & FL_STATUS : 0;
+	/* Flags that come out as they went in: those not written, and maybe the undefined ones. */
+	u32 kept = fl ? FL_STATUS & ~((fl->modified | fl->set_0 | fl->set_1) & ~fl->undefined) : 0;
 	bool mxcsr = f->bits & FORM_MXCSR, fx = f->bits & FORM_FX, wide = false;
 	u32 skip = 0;
 
+	if (in->flags_dead)
+		written = 0;
 	for (u32 i = 0; i < in->z.operand_count; i++)
 		if (in->op[i].type == ZYDIS_OPERAND_TYPE_REGISTER && is_ymm(in->op[i].reg.value))
 			wide = true;
@@ -355,7 +359,7 @@ static void build(struct emit *e, const struct insn *in, const struct form *f)
 			"\x89\x54\x24\xe8"		/* mov [rsp - 24], edx */
 			"\x0f\xae\x54\x24\xe8");	/* ldmxcsr [rsp - 24] */
 	load_operands(e, in);
-	if (read | written) {
+	if (read || (written && kept)) {
 		PUTS(e, "\xff\xb7");		/* push qword [rdi + flags] */
 		put32le(e, OFF(flags));
 		put(e, 0x9d);			/* popfq */
