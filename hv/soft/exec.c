@@ -545,8 +545,19 @@ static u32 simple_exit(struct cpu *c, u32 reason, struct cpu **who)
 	return reason;
 }
 
+/*
+ * The clock that deadlines are held against: the guest's TSC, but for what the
+ * guest wrote to it since HVI_RUN began. A guest cannot put off a deadline.
+ */
+static u64 run_time(const struct cpu *c)
+{
+	return cpu_tsc(c, NULL) - (c->more->tsc_adjust - c->more->run_adjust);
+}
+
 u32 exec_run(struct vm *vm, u64 deadline, bool has_deadline, struct cpu **who)
 {
+	for (u32 i = 0; i < vm->ncpus; i++)
+		vm->cpu[i]->more->run_adjust = vm->cpu[i]->more->tsc_adjust;
 	for (;;) {
 		struct cpu *next = NULL, *halted = NULL, *late = NULL;
 		u64 least = 0, end;
@@ -559,7 +570,7 @@ u32 exec_run(struct vm *vm, u64 deadline, bool has_deadline, struct cpu **who)
 		}
 		for (u32 i = 0; i < vm->ncpus; i++) {
 			struct cpu *c = vm->cpu[i];
-			u64 now = cpu_tsc(c, NULL);
+			u64 now = run_time(c);
 
 			if (vm->paused[i])
 				continue;
@@ -588,7 +599,7 @@ u32 exec_run(struct vm *vm, u64 deadline, bool has_deadline, struct cpu **who)
 			if (!has_deadline)
 				return simple_exit(halted, HVI_EXIT_IDLE, who);
 			for (u32 i = 0; i < vm->ncpus; i++) {
-				i64 skip = (i64)(deadline - cpu_tsc(vm->cpu[i], NULL));
+				i64 skip = (i64)(deadline - run_time(vm->cpu[i]));
 
 				if (skip > 0)
 					vm->cpu[i]->more->tsc_offset += (u64)skip;
@@ -599,11 +610,11 @@ u32 exec_run(struct vm *vm, u64 deadline, bool has_deadline, struct cpu **who)
 		if (next->more->mp_state == HVI_MP_RUNNING)
 			for (u32 i = 0; i < vm->ncpus; i++)
 				if (vm->cpu[i]->more->mp_state != HVI_MP_RUNNING &&
-				    (i64)(least - cpu_tsc(vm->cpu[i], NULL)) > 0 && !has_work(next))
-					vm->cpu[i]->more->tsc_offset += least - cpu_tsc(vm->cpu[i], NULL);
+				    (i64)(least - run_time(vm->cpu[i])) > 0 && !has_work(next))
+					vm->cpu[i]->more->tsc_offset += least - run_time(vm->cpu[i]);
 		end = next->icount + QUANTUM;
 		if (has_deadline) {
-			i64 left = (i64)(deadline - cpu_tsc(next, NULL));
+			i64 left = (i64)(deadline - run_time(next));
 
 			if (left < QUANTUM)
 				end = next->icount + (u64)(left > 0 ? left : 0);

@@ -237,6 +237,7 @@ struct cpu_more {
 	u32 step_back;			/* view to return to, or ~0 */
 	bool in_exit;			/* page->exit stands for an unanswered exit */
 	u32 deliveries;			/* of events so far */
+	u64 run_adjust;			/* tsc_adjust when HVI_RUN began */
 	u64 quantum_end;
 
 	u64 one_rip;			/* where the overrides belong to */
