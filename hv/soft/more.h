@@ -119,7 +119,7 @@ struct vm {
 	u32 ncpuid;
 
 	u64 cr0_exit, cr4_exit;
-	bool cr3_exit, cr8_exit, xsetbv_exit, vmcall_exit, cpuid_exit, hlt_exit, int_exit;
+	bool cr3_exit, cr8_exit, xsetbv_exit, vmcall_exit, cpuid_exit, hlt_exit;
 	u32 dtr_exit, exception_exit;
 	u8 io_pass[65536 / 8];		/* bit set: the port does not exit */
 	u8 msr_read[3][MSR_BITMAP / 8], msr_write[3][MSR_BITMAP / 8];
