@@ -392,7 +392,11 @@ struct hvi_reply {
 	__u8 bytes[HVI_EMULATE_BYTES];
 };
 
-/* An event to deliver at the next entry (SDM 24.8.3 for the types). */
+/*
+ * An event to deliver at the next entry (SDM 24.8.3 for the types). An NMI
+ * waits, its VALID set, until NMIs are unblocked; everything else is taken at
+ * once and, where the guest cannot take it, LOST.
+ */
 enum hvi_event_type {
 	HVI_EVENT_EXTERNAL = 0,
 	HVI_EVENT_NMI = 2,

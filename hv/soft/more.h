@@ -250,9 +250,11 @@ struct cpu_more {
 #define ACC_X		HVI_X
 #define ACC_IMPLICIT	(1u << 8)	/* implicit supervisor access: descriptor tables, TSS, IDT */
 
-/* mmu.c */
+/* mmu.c, tlb.c */
 u32 mmu_ram_page(const struct vm *vm, u64 gfn);		/* page number in RAM or NO_FRAME */
 u32 mmu_frame(const struct vm *vm, u32 view, u64 gfn, u32 *rights); /* frame or NO_FRAME */
+enum tlb_mode mmu_mode(const struct cpu *c);	/* of explicit data accesses now */
+bool mmu_alignment_checked(const struct cpu *c); /* CR0.AM, RFLAGS.AC, CPL 3 */
 void mmu_setup(struct cpu *c);			/* choose c->tlb after a change of mode, privilege, view */
 void mmu_flush(struct cpu *c);			/* the current view's TLBs */
 void mmu_flush_all(struct cpu *c);		/* every view's */
