@@ -479,7 +479,8 @@ static u32 slice(struct cpu *c, u64 end)
 				return 0;
 			continue;
 		}
-		if (m->mp_state <= HVI_MP_HALTED && m->pending_debug && shadow(c) != HVI_BLOCK_MOV_SS) {
+		if (m->pending_debug && (m->mp_state == HVI_MP_HALTED ||
+					 (m->mp_state == HVI_MP_RUNNING && shadow(c) != HVI_BLOCK_MOV_SS))) {
 			m->mp_state = HVI_MP_RUNNING;	/* HLT under TF does not sleep */
 			pending_debug_trap(c);
 			continue;
