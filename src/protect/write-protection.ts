@@ -16,6 +16,8 @@ export interface Region {
   kind: VictimKind;
   start: number;
   end: number;
+  /** What stands at an address, where symbols do not tell. */
+  describe?: (gva: number) => string;
 }
 
 export interface WriteProtectionOptions {
@@ -117,7 +119,7 @@ export class WriteProtection implements ActiveProtection {
       originator: who.originator,
       victim: {
         kind: part?.kind ?? region.kind,
-        symbol: guest.symbolize(gva),
+        symbol: region.describe?.(gva) ?? guest.symbolize(gva),
         gva: formatGva(asGva(gva)),
         gpa: formatGpa(access.gpa),
       },
@@ -151,7 +153,7 @@ export class WriteProtection implements ActiveProtection {
       originator: who.originator,
       victim: {
         kind: region.kind,
-        symbol: guest.symbolize(gva),
+        symbol: region.describe?.(gva) ?? guest.symbolize(gva),
         gva: formatGva(asGva(gva)),
         gpa: formatGpa(change.entryGpa),
       },
