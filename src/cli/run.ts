@@ -192,6 +192,7 @@ async function run(flags: RunFlags): Promise<number> {
   const control = serve(machine, () => introspection?.engine.guest);
   const { console } = machine;
   const stop = (why: string) => machine.stop({ kind: "stopped", why });
+  console.onClosed = () => stop("the console's reader going away");
   if (o.until !== undefined) console.watch(o.until, () => stop("until"));
   if (o.snapshotAt !== undefined) console.watch(o.snapshotAt, () => machine.pause());
   const timer =

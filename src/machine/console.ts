@@ -28,6 +28,10 @@ export class Console {
     this.fd = fd;
   }
 
+  /** Called once when nobody reads the output any more. */
+  onClosed: () => void = () => {};
+  #closed = false;
+
   /** Calls `seen` once, at a flush after the pattern stood in the output. */
   watch(pattern: RegExp, seen: () => void): void {
     this.#watches.push({ pattern, seen });
@@ -47,7 +51,10 @@ export class Console {
       this.#fresh = true;
     }
     this.#length = 0;
-    if (this.fd >= 0) writeAll(this.fd, bytes);
+    if (this.fd >= 0 && !this.#closed && !writeAll(this.fd, bytes)) {
+      this.#closed = true;
+      this.onClosed();
+    }
     if (this.#fresh) this.#look();
   }
 
@@ -65,8 +72,8 @@ export class Console {
   }
 }
 
-/** Writes everything, also to a descriptor that does not block; a closed reader is no error of ours. */
-export function writeAll(fd: number, bytes: Uint8Array): void {
+/** Writes everything, also to a descriptor that does not block. False when its reader is gone. */
+export function writeAll(fd: number, bytes: Uint8Array): boolean {
   let done = 0;
   while (done < bytes.length) {
     try {
@@ -74,8 +81,9 @@ export function writeAll(fd: number, bytes: Uint8Array): void {
     } catch (error) {
       const code = (error as NodeJS.ErrnoException).code;
       if (code === "EAGAIN") Bun.sleepSync(1);
-      else if (code === "EPIPE") return;
+      else if (code === "EPIPE") return false;
       else throw error;
     }
   }
+  return true;
 }
