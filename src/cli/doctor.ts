@@ -53,7 +53,7 @@ function vtx(): Finding {
     };
   const ept = vmxFlags.length === 0 || vmxFlags.includes("ept");
   return ept
-    ? { state: "ok", what, detail: "vmx" + (vmxFlags.includes("ept") ? ", ept" : "") }
+    ? { state: "ok", what, detail: `vmx${vmxFlags.includes("ept") ? ", ept" : ""}` }
     : { state: "note", what, detail: "vmx without EPT: only the software vCPU can be used" };
 }
 

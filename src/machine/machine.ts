@@ -174,7 +174,7 @@ export class Machine {
       consoleByte: (byte) => this.console.write(byte),
     });
     this.#apics = this.platform.lapics.apics;
-    this.#mmio = new MmioEmulator(vm, this.platform.mmio);
+    this.#mmio = new MmioEmulator(vm.ram, this.platform.mmio);
     this.#stringIo = new StringIo(vm, this.platform.ports);
     this.platform.lapics.onTpr = (id, tpr) => {
       vm.vcpus[id].cr8 = tpr >> 4;

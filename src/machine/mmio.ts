@@ -1,4 +1,5 @@
 import {
+  type GuestRam,
   HVI_ACCESS_EXEC,
   HVI_ACCESS_WALK,
   HVI_CS,
@@ -6,7 +7,6 @@ import {
   HVI_RCX,
   HVI_RDI,
   type Vcpu,
-  type Vm,
 } from "../bridge/index.ts";
 import {
   asGva,
@@ -104,9 +104,9 @@ export class MmioEmulator {
   #low = 0;
   #high = 0;
 
-  constructor(vm: Vm, mmio: MmioMap) {
+  constructor(ram: GuestRam, mmio: MmioMap) {
     this.#mmio = mmio;
-    this.#physical = new PhysicalMemory(vm.ram);
+    this.#physical = new PhysicalMemory(ram);
   }
 
   /** Deals with an access to a guest physical address without RAM; why it cannot be done, or undefined. */
