@@ -79,27 +79,17 @@ interface Header {
   vcpu: number;
 }
 
-export interface EptViolation extends Header {
+export interface Violation extends Header {
   kind: "violation";
-  type: "ept-violation";
+  /**
+   * `translation-violation`: a page-table entry of protected memory was about to point elsewhere;
+   * the access is the write to the entry, the victim what it translates.
+   */
+  type: "ept-violation" | "translation-violation";
   protection: string;
   action: Action;
   reason: Reason;
   /** MITRE ATT&CK technique. */
-  technique: string;
-  originator: Originator;
-  victim: Victim;
-  access: Access;
-  process?: ProcessInfo;
-}
-
-/** A page-table entry of protected memory was about to point elsewhere. */
-export interface TranslationViolation extends Header {
-  kind: "violation";
-  type: "translation-violation";
-  protection: string;
-  action: Action;
-  reason: Reason;
   technique: string;
   originator: Originator;
   victim: Victim;
@@ -121,7 +111,6 @@ export interface GuestEvent extends Header {
   details?: Record<string, string | number>;
 }
 
-export type Violation = EptViolation | TranslationViolation;
 export type Alert = Violation | GuestEvent;
 
 /** An alert before the queue has numbered and dated it. */

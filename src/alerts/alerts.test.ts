@@ -2,7 +2,7 @@ import { expect, test } from "bun:test";
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import type { Alert, Draft, EptViolation } from "./alert.ts";
+import type { Alert, Draft, Violation } from "./alert.ts";
 import { JsonLinesSink } from "./jsonl.ts";
 import { AlertQueue } from "./queue.ts";
 import { formatAlert } from "./terminal.ts";
@@ -12,7 +12,7 @@ function violation(change: {
   size?: number;
   rip?: string;
   action?: "denied" | "allowed";
-}): Draft<EptViolation> {
+}): Draft<Violation> {
   const { gva = 0x1000, size = 1, rip = "0x10", action = "denied" } = change;
   return {
     kind: "violation",
@@ -56,7 +56,7 @@ test("a store that goes on byte by byte is one alert with all bytes", () => {
   for (let i = 0; i < 16; i++) queue.push(violation({ gva: 0x1000 + i }));
   queue.drain();
   expect(seen).toHaveLength(1);
-  const [alert] = seen as EptViolation[];
+  const [alert] = seen as Violation[];
   expect(alert?.access).toMatchObject({ size: 16, count: 16, new: "cc".repeat(16) });
 });
 
@@ -79,7 +79,7 @@ test("an alert already sent is not grown", () => {
   queue.drain();
   queue.push(violation({ gva: 0x1001 }));
   queue.drain();
-  expect((seen as EptViolation[]).map((a) => a.access.size)).toEqual([1, 1]);
+  expect((seen as Violation[]).map((a) => a.access.size)).toEqual([1, 1]);
 });
 
 test("violations are counted by protection and verdict", () => {
