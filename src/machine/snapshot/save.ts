@@ -2,7 +2,6 @@ import { closeSync, ftruncateSync, openSync, renameSync, rmSync, writeSync } fro
 import {
   EXIT_REASON,
   HVI_STATE_ALL,
-  HviError,
   VCPU_GPR,
   VCPU_PENDING_DEBUG,
   type Vcpu,
@@ -82,26 +81,14 @@ function metadata(machine: Machine): SnapshotMeta {
 function vcpuState(machine: Machine, vcpu: Vcpu, msrs: number[]): VcpuState {
   const { vm } = machine;
   vm.fetch(vcpu.index, HVI_STATE_ALL);
+  const values = vm.getMsrs(vcpu.index, msrs);
   return {
     page: base64(vcpu.page.subarray(VCPU_GPR, EXIT_REASON)),
     xsave: base64(vm.getXsave(vcpu.index)),
-    msrs: readMsrs(machine, vcpu.index, msrs),
+    msrs: msrs.map((index, i) => [index, values[i].toString(16)]),
     mpState: vcpu.mpState,
     interruptibility: vcpu.interruptibility,
     pendingDebug: vcpu.u32[VCPU_PENDING_DEBUG >>> 2],
     ...machine.vcpuExtra(vcpu.index),
   };
-}
-
-/** MSRs one by one: one that this guest's CPUID hides is refused, and is no state then. */
-function readMsrs(machine: Machine, vcpu: number, indices: number[]): [number, string][] {
-  const out: [number, string][] = [];
-  for (const index of indices) {
-    try {
-      out.push([index, machine.vm.getMsrs(vcpu, [index])[0].toString(16)]);
-    } catch (error) {
-      if (!(error instanceof HviError)) throw error;
-    }
-  }
-  return out;
 }
