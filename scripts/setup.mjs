@@ -154,8 +154,9 @@ async function prepare(guests) {
   mkdirSync(join(ROOT, "build"), { recursive: true });
   await dependencies();
   await packages();
-  await step("building the software vCPU", ["make", "-C", "hv/soft", "-j2"]);
+  // First, since it fetches the source that the software vCPU is linked with as well.
   await step("building Zydis as WebAssembly", [BUN, "scripts/zydis.ts"], { through: true });
+  await step("building the software vCPU", ["make", "-C", "hv/soft", "-j2"]);
   if (guests) {
     await step("preparing guests", [BUN, "fixtures/guests.ts"], { through: true });
   }

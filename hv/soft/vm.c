@@ -344,8 +344,6 @@ static int intercept(struct vm *vm, const struct hvi_intercept *a)
 		return intercept_flag(&vm->cpuid_exit, a);
 	case HVI_INTERCEPT_HLT:
 		return intercept_flag(&vm->hlt_exit, a);
-	case HVI_INTERCEPT_INT:		/* no exit reason exists for it; the engine gives these events itself */
-		return a->mask > 1 ? -EINVAL : a->mask ? -EOPNOTSUPP : 0;
 	default:
 		return -EINVAL;
 	}
