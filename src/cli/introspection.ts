@@ -4,7 +4,7 @@ import { AlertQueue } from "../alerts/queue.ts";
 import { TerminalSink } from "../alerts/terminal.ts";
 import { Engine } from "../engine.ts";
 import { writeAll } from "../machine/console.ts";
-import { InputError } from "../machine/errors.ts";
+import { InputError, OutputError } from "../machine/errors.ts";
 import type { Machine } from "../machine/machine.ts";
 import { PhysicalMemory } from "../memory/index.ts";
 import { selectProtections } from "../protect/index.ts";
@@ -67,14 +67,27 @@ export function introspect(
   });
   engine.attach(machine.vm.vcpus[0]);
   machine.observer = engine;
-  machine.onSlice = () => alerts.drain();
+  // A guest whose alerts are lost must not go on as if it were watched.
+  const sending = (send: () => void) => {
+    try {
+      send();
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).syscall === undefined) throw error;
+      const where = path === undefined ? "alerts" : `--alerts ${path}`;
+      throw new OutputError(
+        `${where}: ${(error as Error).message}`,
+        "make room, or give another path",
+      );
+    }
+  };
+  machine.onSlice = () => sending(() => alerts.drain());
   return {
     engine,
     alerts,
     close() {
       machine.observer = undefined;
       engine.stop();
-      alerts.close();
+      sending(() => alerts.close());
     },
   };
 }

@@ -63,6 +63,20 @@ describe("bad input: one line with the next step, exit code 2, nothing written",
     ["both", ["run", "--kernel", good, "--restore", good], "exclude each other"],
     ["no snapshot", ["run", "--restore", good], "not a snapshot"],
     ["initrd", ["run", "--kernel", good, "--initrd", join(folder, "none")], "--initrd"],
+    ["a device", ["run", "--kernel", "/dev/zero"], "/dev/zero: not a file"],
+    ["an endless initrd", ["run", "--kernel", good, "--initrd", "/dev/zero"], "not a file"],
+    ["a timeout of years", ["run", "--kernel", good, "--timeout", "1e9"], "24 days"],
+    ["an option twice", ["run", "--kernel", good, "--kernel", good], "--kernel is given 2 times"],
+    [
+      "a snapshot in a folder's place",
+      ["run", "--kernel", good, "--snapshot-at", "x", "--snapshot", folder],
+      "not a file",
+    ],
+    [
+      "a snapshot in a device's place",
+      ["run", "--kernel", good, "--snapshot-at", "x", "--snapshot", "/dev/full"],
+      "/dev/full: not a file",
+    ],
   ];
   for (const [name, args, message] of cases)
     test.concurrent(name, async () => {
@@ -84,6 +98,15 @@ test("help names the exit codes and gives examples", async () => {
 });
 
 describe.skipIf(!hasBackend)("a guest's end", () => {
+  test("a full disk is one line and code 1", async () => {
+    // mov dx, 3f8h; mov al, 'A'; out dx, al; jmp $
+    const code = Uint8Array.of(0x66, 0xba, 0xf8, 0x03, 0xb0, 0x41, 0xee, 0xeb, 0xfe);
+    const kernel = path("loop.elf", multiboot(code));
+    const run = await hvi("run", "--kernel", kernel, "--console", "/dev/full", "--timeout", "20");
+    expect(run.err).toMatch(/^.*console's output: ENOSPC.* -> .*$/);
+    expect(run.code).toBe(1);
+  });
+
   test("isa-debug-exit gives its code, and what it printed is all there", async () => {
     // mov dx, 3f8h; mov al, 'A'; out dx, al; ... mov al, 10; out 0f4h, al
     const code = Uint8Array.of(

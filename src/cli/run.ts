@@ -10,7 +10,7 @@ import { loadImage } from "../machine/load/index.ts";
 import { Machine, type MachineOptions } from "../machine/machine.ts";
 import { openSnapshot, restoreMachine, saveSnapshot } from "../machine/snapshot/index.ts";
 import { parseChoice, parseCount, parseMemory, parsePattern, parseSeconds } from "./args.ts";
-import { checkOutputFolder, openOutput, readInput } from "./files.ts";
+import { checkOutputFolder, checkReplaceable, openOutput, readInput } from "./files.ts";
 import { serveInspect } from "./inspect.ts";
 import { introspect, parseProtect } from "./introspection.ts";
 import { conclude, statistics } from "./outcome.ts";
@@ -78,11 +78,17 @@ export function registerRun(cli: CAC): void {
     .action((flags: RunFlags) => run(flags));
 }
 
+/** An option's name as it is typed. */
+const kebab = (name: string) => name.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);
+
 const text = (value: string | number | undefined) =>
   value === undefined ? undefined : String(value);
 
 /** What was asked for, checked; nothing is written or started before that. */
 function parse(flags: RunFlags) {
+  for (const [name, value] of Object.entries(flags))
+    if (Array.isArray(value) && name !== "--")
+      throw new InputError(`--${kebab(name)} is given ${value.length} times`, "give it once");
   const given = (name: keyof RunFlags) => flags[name] !== undefined;
   if (given("kernel") === given("restore"))
     throw new InputError(
@@ -98,7 +104,7 @@ function parse(flags: RunFlags) {
   if (given("snapshotAt") !== given("snapshot"))
     throw new InputError("--snapshot-at and --snapshot go together", "give both");
   const snapshot = text(flags.snapshot);
-  if (snapshot !== undefined) checkOutputFolder(snapshot, "snapshot");
+  if (snapshot !== undefined) checkReplaceable(snapshot, "snapshot");
   const alerts = text(flags.alerts);
   if (alerts !== undefined) checkOutputFolder(alerts, "alerts");
   const consoleTarget = String(flags.console);

@@ -1,4 +1,5 @@
 import { writeSync } from "node:fs";
+import { OutputError } from "./errors.ts";
 
 const FLUSH_BYTES = 4096;
 /** How much of the latest output a pattern is looked for in. */
@@ -51,11 +52,20 @@ export class Console {
       this.#fresh = true;
     }
     this.#length = 0;
-    if (this.fd >= 0 && !this.#closed && !writeAll(this.fd, bytes)) {
-      this.#closed = true;
-      this.onClosed();
-    }
+    if (this.fd >= 0 && !this.#closed) this.#send(bytes);
     if (this.#fresh) this.#look();
+  }
+
+  #send(bytes: Uint8Array): void {
+    try {
+      if (writeAll(this.fd, bytes)) return;
+    } catch (error) {
+      this.#closed = true;
+      const why = (error as Error).message;
+      throw new OutputError(`the console's output: ${why}`, "make room, or give another --console");
+    }
+    this.#closed = true;
+    this.onClosed();
   }
 
   #look(): void {

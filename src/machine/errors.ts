@@ -12,3 +12,15 @@ export class InputError extends Error {
     super(message);
   }
 }
+
+/** Output that cannot be written any more, such as on a full disk: ends the run with exit code 1. */
+export class OutputError extends Error {
+  override name = "OutputError";
+  constructor(
+    message: string,
+    /** The next step for a person. */
+    readonly hint: string,
+  ) {
+    super(message);
+  }
+}

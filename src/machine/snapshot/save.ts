@@ -7,7 +7,7 @@ import {
   type Vcpu,
 } from "../../bridge/index.ts";
 import { VERSION } from "../../version.ts";
-import { InputError } from "../errors.ts";
+import { InputError, OutputError } from "../errors.ts";
 import type { Machine } from "../machine.ts";
 import { encodeFront, RAM_CHUNK, type SnapshotMeta, type VcpuState } from "./format.ts";
 
@@ -16,7 +16,7 @@ const base64 = (bytes: Uint8Array) => Buffer.from(bytes).toString("base64");
 /**
  * Writes a snapshot of a machine that stands between two exits (see
  * Machine.settle). The file appears under its name only when it is whole.
- * Throws InputError when it cannot be written.
+ * Throws InputError when it cannot be created, OutputError when it cannot be written.
  */
 export function saveSnapshot(machine: Machine, path: string): void {
   const temporary = `${path}.${process.pid}.tmp`;
@@ -35,7 +35,11 @@ export function saveSnapshot(machine: Machine, path: string): void {
     renameSync(temporary, path);
   } catch (error) {
     rmSync(temporary, { force: true });
-    throw error;
+    if ((error as NodeJS.ErrnoException).syscall === undefined) throw error;
+    throw new OutputError(
+      `--snapshot ${path}: ${(error as Error).message}`,
+      "make room, or give another path",
+    );
   }
 }
 
