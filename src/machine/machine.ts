@@ -53,7 +53,7 @@ import { enterRealMode } from "./load/entry.ts";
 import type { LoadableImage } from "./load/index.ts";
 import { MmioEmulator } from "./mmio.ts";
 import { Platform } from "./platform.ts";
-import { StringIo } from "./string-io.ts";
+import { type DeviceWriteGuard, StringIo } from "./string-io.ts";
 
 const MSR_TSC = 0x10;
 const MSR_TSC_ADJUST = 0x3b;
@@ -101,7 +101,7 @@ export type RunResult =
   | { kind: "died"; why: string; dump: string };
 
 /** What looks at exits before the devices do: the introspection engine. */
-export interface ExitObserver {
+export interface ExitObserver extends DeviceWriteGuard {
   /** True when the exit was dealt with and the reply is set. */
   handle(vcpu: Vcpu): boolean;
   /** Guest TSC at which poll() is due, or Infinity. */
@@ -175,7 +175,7 @@ export class Machine {
     });
     this.#apics = this.platform.lapics.apics;
     this.#mmio = new MmioEmulator(vm.ram, this.platform.mmio);
-    this.#stringIo = new StringIo(vm, this.platform.ports);
+    this.#stringIo = new StringIo(vm, this.platform.ports, () => this.observer);
     this.platform.lapics.onTpr = (id, tpr) => {
       vm.vcpus[id].cr8 = tpr >> 4;
     };
