@@ -7,10 +7,13 @@ import { writeAll } from "../machine/console.ts";
 import { InputError, OutputError } from "../machine/errors.ts";
 import type { Machine } from "../machine/machine.ts";
 import { PhysicalMemory } from "../memory/index.ts";
-import { selectProtections } from "../protect/index.ts";
+import { protections, selectProtections } from "../protect/index.ts";
 import type { Protection } from "../protect/protection.ts";
 
 const STDERR = 2;
+
+/** What --protect takes, for the help. */
+export const PROTECTION_NAMES = protections.map((p) => p.name).join(", ");
 
 /** Value of --protect. Throws InputError. */
 export function parseProtect(list: string): Protection[] {
@@ -37,7 +40,7 @@ export interface Introspection {
  */
 export function introspect(
   machine: Machine,
-  protections: readonly Protection[],
+  chosen: readonly Protection[],
   path: string | undefined,
 ): Introspection {
   const sinks: AlertSink[] = [];
@@ -63,7 +66,7 @@ export function introspect(
     vm: machine.vm,
     memory: new PhysicalMemory(machine.vm.ram),
     alerts,
-    protections,
+    protections: chosen,
   });
   engine.attach(machine.vm.vcpus[0]);
   machine.observer = engine;

@@ -12,7 +12,7 @@ import { openSnapshot, restoreMachine, saveSnapshot } from "../machine/snapshot/
 import { parseChoice, parseCount, parseMemory, parsePattern, parseSeconds } from "./args.ts";
 import { checkOutputFolder, checkReplaceable, openOutput, readInput } from "./files.ts";
 import { serveInspect } from "./inspect.ts";
-import { introspect, parseProtect } from "./introspection.ts";
+import { introspect, PROTECTION_NAMES, parseProtect } from "./introspection.ts";
 import { conclude, statistics } from "./outcome.ts";
 import { log } from "./output.ts";
 import { attachStdin } from "./terminal.ts";
@@ -50,8 +50,8 @@ export function registerRun(cli: CAC): void {
     .option("--memory <size>", "guest memory, e.g. 512M or 2G (default: 256M)")
     .option("--cpus <n>", `virtual CPUs, 1 to ${MAX_CPUS} (default: 1)`)
     .option("--backend <name>", "auto, vmx (VT-x) or soft (software vCPU)", { default: "auto" })
-    .option("--protect <list>", "protections, comma separated, or all, or none", {
-      default: "none",
+    .option("--protect <list>", `protections: all, none, or some of ${PROTECTION_NAMES}`, {
+      default: "all",
     })
     .option("--alerts <file>", "write alerts as JSON lines")
     .option("--console <target>", "stdio, or a file for the guest's output", { default: "stdio" })
@@ -63,7 +63,7 @@ export function registerRun(cli: CAC): void {
     .option("--verbose", "tell how the guest was loaded, and statistics at the end")
     .example('  hvi run --kernel vmlinuz --initrd initrd.img --append "console=ttyS0"')
     .example(
-      "  hvi run --kernel vmlinuz --initrd initrd.img --append console=ttyS0 --protect all --alerts a.jsonl",
+      "  hvi run --kernel vmlinuz --initrd initrd.img --append console=ttyS0 --alerts a.jsonl",
     )
     .example("  hvi run --kernel test.flat --timeout 30")
     .example(
