@@ -115,7 +115,7 @@ export class Attribution {
     const rip = frames[0] as number;
     // A kernel helper may do the write for a module further up: then the module is the source.
     const source = guest.inKernelText(responsible)
-      ? (frames.find((f) => guest.moduleAt(f) !== undefined) ?? responsible)
+      ? (frames.find((f) => guest.moduleAt(f) !== undefined) ?? this.#work(vcpu) ?? responsible)
       : responsible;
     const module = guest.moduleAt(source);
     const instruction = disassembleAtRip(vcpu, guest.memory);
@@ -136,6 +136,15 @@ export class Attribution {
     };
     if (source !== rip) originator.ripSymbol = guest.symbolize(rip);
     return originator;
+  }
+
+  /**
+   * The function of the work item that is running, when it is not the kernel's: one that ended in a
+   * jump to the helper has left no frame.
+   */
+  #work(vcpu: Vcpu): number | undefined {
+    const work = this.#guest.currentWork(vcpu);
+    return work === undefined || this.#guest.inKernelText(work) ? undefined : work;
   }
 
   #process(vcpu: Vcpu): ProcessInfo | undefined {
