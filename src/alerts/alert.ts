@@ -11,8 +11,8 @@ export const ALERT_SCHEMA = "hvi.alert/1";
 /** Whether the guest's attempt had its effect. */
 export type Action = "denied" | "allowed";
 
-/** Why that action was taken. */
-export type Reason = "no-exception" | "report-only" | "internal-error";
+/** Why that action was taken: nothing allows such an access. */
+export type Reason = "no-exception";
 
 export type VictimKind =
   | "kernel-text"

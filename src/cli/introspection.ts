@@ -29,7 +29,9 @@ export function parseProtect(list: string): Protection[] {
 export interface Introspection {
   readonly engine: Engine;
   readonly alerts: AlertQueue;
-  /** Takes all hooks out and sends what waits. */
+  /** The guest cannot go on. */
+  died(why: string): void;
+  /** Takes all hooks out and sends what waits. Harmless twice. */
   close(): void;
 }
 
@@ -87,6 +89,11 @@ export function introspect(
   return {
     engine,
     alerts,
+    died(why) {
+      const { index, tsc } = machine.vm.vcpus[0];
+      const message = `the guest died: ${why}`;
+      alerts.push({ kind: "event", type: "guest-died", tsc, vcpu: index, message });
+    },
     close() {
       machine.observer = undefined;
       engine.stop();

@@ -124,20 +124,18 @@ describe.skipIf(!hasBackend)("a guest's end", () => {
     expect(exit).toBe(21);
   });
 
-  test("a triple fault is code 3 with a dump", async () => {
+  test("a triple fault is code 3 with a dump, and an event in the alerts", async () => {
     // lidt of an empty table (zeros behind the image), int3
     const code = Uint8Array.of(0x0f, 0x01, 0x1d, 0, 8, 0x10, 0, 0xcc);
-    const { code: exit, err } = await hvi(
-      "run",
-      "--kernel",
-      path("dead.elf", multiboot(code)),
-      "--timeout",
-      "20",
-    );
-    expect(exit).toBe(3);
-    expect(err).toContain("triple fault");
-    expect(err).toMatch(/RIP=[0-9a-f]{16}/);
-    expect(err).toContain("Code:");
+    const kernel = path("dead.elf", multiboot(code));
+    const alerts = join(folder, "dead.jsonl");
+    const run = await hvi("run", "--kernel", kernel, "--timeout", "20", "--alerts", alerts);
+    expect(run.code).toBe(3);
+    expect(run.err).toContain("triple fault");
+    expect(run.err).toMatch(/RIP=[0-9a-f]{16}/);
+    expect(run.err).toContain("Code:");
+    const events = (await Bun.file(alerts).text()).trimEnd().split("\n");
+    expect(JSON.parse(events.at(-1) ?? "")).toMatchObject({ kind: "event", type: "guest-died" });
   });
 
   test("HLT with interrupts disabled is a dead guest, an endless loop a timeout", async () => {

@@ -208,12 +208,15 @@ async function run(flags: RunFlags): Promise<number> {
   const detach = stdio ? attachStdin(machine, () => stop("escape")) : () => {};
   try {
     const result = await machine.run();
+    if (result.kind === "died") introspection?.died(result.why);
+    // Before a snapshot is taken: none of our hooks belong in it.
     introspection?.close();
     console.flush();
     if (result.kind === "paused" && o.snapshot !== undefined) saveSnapshot(machine, o.snapshot);
     if (o.verbose) statistics(machine, performance.now() - started);
     return conclude(result, o.timeout);
   } finally {
+    introspection?.close();
     clearTimeout(timer);
     control?.close();
     detach();
