@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * Seconds from the start of the program to the shell of a stock Debian 6.1 kernel, without and with
  * every protection; beside QEMU's TCG on the same kernel when it is installed.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * Milliseconds from opening a 256 MiB snapshot to its first guest instruction, beside reading the
  * same file whole, which a restore without copy-on-write would have to do.

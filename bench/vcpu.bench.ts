@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * Guest instructions a second of the software vCPU, beside QEMU's TCG on the same images when it is
  * installed; see bench/soft.

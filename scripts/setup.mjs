@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * Makes a work tree ready and then, when a script is named, runs it under Bun:
  *

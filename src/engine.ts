@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import type { AlertQueue } from "./alerts/queue.ts";
 import {
   HVI_ACCESS_GVA,

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * What the engine reports: violations (something looked like an attack) and events (the guest did
  * something worth knowing). One schema for both; `schema` names its version. Guest addresses are

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import { ALERT_SCHEMA, type Alert, type AlertSink, type Draft } from "./alert.ts";
 
 /**

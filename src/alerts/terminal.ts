@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import type { Alert, AlertSink, Originator, Violation } from "./alert.ts";
 
 /** One readable line an alert, for people. */

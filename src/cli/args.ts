@@ -1,4 +1,5 @@
-import { InputError } from "../machine/errors.ts";
+// SPDX-License-Identifier: MIT
+import { InputError } from "../errors.ts";
 
 /* Values of command-line options. All throw InputError. */
 

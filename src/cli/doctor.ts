@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import { accessSync, constants, existsSync, readFileSync } from "node:fs";
 import { freemem, release } from "node:os";
 import type { CAC } from "cac";

@@ -1,6 +1,7 @@
+// SPDX-License-Identifier: MIT
 import { closeSync, openSync, readFileSync, statSync } from "node:fs";
 import { basename, dirname } from "node:path";
-import { InputError } from "../machine/errors.ts";
+import { InputError } from "../errors.ts";
 
 function reason(error: unknown): string {
   switch ((error as NodeJS.ErrnoException).code) {

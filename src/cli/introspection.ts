@@ -1,10 +1,11 @@
+// SPDX-License-Identifier: MIT
 import type { AlertSink } from "../alerts/alert.ts";
 import { JsonLinesSink } from "../alerts/jsonl.ts";
 import { AlertQueue } from "../alerts/queue.ts";
 import { TerminalSink } from "../alerts/terminal.ts";
 import { Engine } from "../engine.ts";
+import { InputError, OutputError } from "../errors.ts";
 import { writeAll } from "../machine/console.ts";
-import { InputError, OutputError } from "../machine/errors.ts";
 import type { Machine } from "../machine/machine.ts";
 import { PhysicalMemory } from "../memory/index.ts";
 import { protections, selectProtections } from "../protect/index.ts";

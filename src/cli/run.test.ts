@@ -1,8 +1,9 @@
+// SPDX-License-Identifier: MIT
 import { afterAll, describe, expect, test } from "bun:test";
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { bzImage, elf64, multiboot } from "../machine/load/fixture.ts";
+import { bzImage, elf64, multiboot } from "../machine/load/images.fixture.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "hvi-run-"));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));

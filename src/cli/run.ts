@@ -1,11 +1,12 @@
+// SPDX-License-Identifier: MIT
 import { closeSync } from "node:fs";
 import { basename } from "node:path";
 import type { CAC } from "cac";
 import type { BackendChoice } from "../bridge/index.ts";
 import { ControlServer } from "../control/server.ts";
+import { InputError } from "../errors.ts";
 import type { LinuxGuest } from "../guest/linux/kernel.ts";
 import { Console } from "../machine/console.ts";
-import { InputError } from "../machine/errors.ts";
 import { loadImage } from "../machine/load/index.ts";
 import { Machine, type MachineOptions } from "../machine/machine.ts";
 import { openSnapshot, restoreMachine, saveSnapshot } from "../machine/snapshot/index.ts";

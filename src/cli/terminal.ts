@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import type { Machine } from "../machine/machine.ts";
 
 /** Ctrl-] leaves the guest's console, as in telnet and virsh. */

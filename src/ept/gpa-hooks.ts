@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import {
   EptRanges,
   HVI_ACCESS_GVA,

@@ -1,5 +1,6 @@
+// SPDX-License-Identifier: MIT
 import { writeSync } from "node:fs";
-import { OutputError } from "./errors.ts";
+import { OutputError } from "../errors.ts";
 
 const FLUSH_BYTES = 4096;
 /** How much of the latest output a pattern is looked for in. */

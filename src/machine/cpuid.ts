@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import { type CpuidEntry, HVI_CPUID_INDEXED } from "../bridge/index.ts";
 import { LAPIC_HZ } from "./devices/lapic.ts";
 

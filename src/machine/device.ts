@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** State of a device in a snapshot: plain JSON. */
 export type DeviceState = Record<string, unknown>;
 

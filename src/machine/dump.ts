@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import { HVI_CS, type Vcpu, type Vm } from "../bridge/index.ts";
 import {
   asGva,

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import {
   type GuestRam,
   HVI_ACCESS_EXEC,

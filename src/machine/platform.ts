@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import type { Clock } from "./clock.ts";
 import type { DeviceState, Stateful } from "./device.ts";
 import { ACPI_PM_BASE, ACPI_PM_LAST, AcpiPm } from "./devices/acpi-pm.ts";

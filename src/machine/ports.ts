@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** The I/O port space and the device space of memory: who answers where. */
 
 /** A device behind I/O ports. `size` is 1 for devices registered byte-wide, else 1, 2 or 4. */

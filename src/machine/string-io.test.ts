@@ -1,5 +1,6 @@
+// SPDX-License-Identifier: MIT
 import { describe, expect, test } from "bun:test";
-import { fakeVm } from "../bridge/fake.ts";
+import { fakeVm } from "../bridge/fake.fixture.ts";
 import {
   EXIT_FLAGS,
   EXIT_GVA,

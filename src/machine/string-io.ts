@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import {
   HVI_EVENT_EXCEPTION,
   HVI_IO_IN,

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import type { Originator, ProcessInfo } from "../alerts/alert.ts";
 import { HVI_ACCESS_GVA, type Vcpu } from "../bridge/index.ts";
 import type { LinuxGuest } from "../guest/linux/kernel.ts";

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import type { Access, VictimKind, Violation } from "../alerts/alert.ts";
 import { HVI_W, type Vcpu } from "../bridge/index.ts";
 import { ALLOW, DENY, type GpaHook, type HookAction, type PageAccess } from "../ept/gpa-hooks.ts";

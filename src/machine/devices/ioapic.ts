@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import { type DeviceState, num, nums, type Stateful } from "../device.ts";
 import type { MmioDevice } from "../ports.ts";
 

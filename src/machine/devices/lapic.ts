@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import type { Clock, Timer } from "../clock.ts";
 import { type DeviceState, num, nums, type Stateful } from "../device.ts";
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import type { Clock, Timer } from "../clock.ts";
 import { bool, type DeviceState, type IrqLine, num, type Stateful } from "../device.ts";
 import type { PortDevice } from "../ports.ts";

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import { type DeviceState, nums, type Stateful } from "../device.ts";
 import type { MmioDevice, PortDevice } from "../ports.ts";
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import { bool, type DeviceState, type IrqLine, num, nums, type Stateful } from "../device.ts";
 import type { PortDevice } from "../ports.ts";
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import { ACPI_PM_BASE, PM_TIMER, PM1_CONTROL, SLEEP_TYPE_S5 } from "../devices/acpi-pm.ts";
 import { IOAPIC_BASE } from "../devices/ioapic.ts";
 import { LAPIC_BASE } from "../devices/lapic.ts";

@@ -1,4 +1,5 @@
-import { InputError } from "../errors.ts";
+// SPDX-License-Identifier: MIT
+import { InputError } from "../../errors.ts";
 
 /** What a loader needs of an ELF executable for x86. */
 export interface ElfImage {

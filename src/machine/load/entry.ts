@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import * as abi from "../../bridge/abi.ts";
 import type { GuestRam, Vcpu } from "../../bridge/index.ts";
 import { BOOT_GDT, BOOT_PD, BOOT_PDPT, BOOT_PML4 } from "../layout.ts";

@@ -1,4 +1,5 @@
-import { InputError } from "../errors.ts";
+// SPDX-License-Identifier: MIT
+import { InputError } from "../../errors.ts";
 import { isElf } from "./elf.ts";
 import type { LoadableImage, LoadRequest } from "./image.ts";
 import { isBzImage, loadLinux } from "./linux.ts";

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /*
  * Kernel address space randomisation as the kernel's own decompressor does it
  * (arch/x86/boot/compressed/misc.c, kaslr.c): the relocations stand behind

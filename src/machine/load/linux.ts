@@ -1,5 +1,6 @@
+// SPDX-License-Identifier: MIT
 import type { GuestRam, Vcpu } from "../../bridge/index.ts";
-import { InputError } from "../errors.ts";
+import { InputError } from "../../errors.ts";
 import {
   ACPI_TABLES,
   BIOS_AREA_END,

@@ -1,9 +1,10 @@
+// SPDX-License-Identifier: MIT
 import { describe, expect, test } from "bun:test";
 import { GuestRam, HVI_RAX, HVI_RBX, HVI_RSI, Vcpu } from "../../bridge/index.ts";
-import { InputError } from "../errors.ts";
+import { InputError } from "../../errors.ts";
 import { BOOT_CMDLINE, BOOT_PARAMS, e820, ramRanges } from "../layout.ts";
 import { acpiTables } from "./acpi.ts";
-import { bzImage, elf64, multiboot } from "./fixture.ts";
+import { bzImage, elf64, multiboot } from "./images.fixture.ts";
 import { type LoadRequest, loadImage } from "./index.ts";
 import { chooseSlide, parseRelocations, relocate } from "./kaslr.ts";
 import { lz4Legacy } from "./lz4.ts";

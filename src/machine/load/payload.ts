@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import { lz4Legacy } from "./lz4.ts";
 import { unxz } from "./xz.ts";
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import { closeSync, fstatSync, openSync, readSync } from "node:fs";
 import {
   type CpuidEntry,
@@ -12,8 +13,8 @@ import {
   VCPU_VALID,
   Vcpu,
 } from "../../bridge/index.ts";
+import { InputError } from "../../errors.ts";
 import type { DeviceState } from "../device.ts";
-import { InputError } from "../errors.ts";
 import { ramRanges } from "../layout.ts";
 
 /*

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import {
   EXIT_REASON,
   HVI_STATE_ALL,
@@ -5,7 +6,7 @@ import {
   VCPU_GPR,
   VCPU_PENDING_DEBUG,
 } from "../../bridge/index.ts";
-import { InputError } from "../errors.ts";
+import { InputError } from "../../errors.ts";
 import { Machine, type MachineOptions } from "../machine.ts";
 import type { OpenSnapshot, VcpuState } from "./format.ts";
 

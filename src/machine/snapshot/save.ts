@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import { closeSync, ftruncateSync, openSync, renameSync, rmSync, writeSync } from "node:fs";
 import {
   EXIT_REASON,
@@ -6,8 +7,8 @@ import {
   VCPU_PENDING_DEBUG,
   type Vcpu,
 } from "../../bridge/index.ts";
+import { InputError, OutputError } from "../../errors.ts";
 import { VERSION } from "../../version.ts";
-import { InputError, OutputError } from "../errors.ts";
 import type { Machine } from "../machine.ts";
 import { encodeFront, RAM_CHUNK, type SnapshotMeta, type VcpuState } from "./format.ts";
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * Something given by the user cannot be used: one line that says what, one
  * that says what to do next. The command line answers it with exit code 2.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /* Small images for tests, made here byte by byte. */
 
 /** A 64-bit ELF executable with one segment at `physical`. */
