@@ -27,6 +27,8 @@ try {
     [process.execPath, join(root, "src/main.ts"), ...argv].concat([
       "--memory",
       "256M",
+      "--protect",
+      "none",
       "--snapshot-at",
       "HVI-SHELL ready",
       "--snapshot",
