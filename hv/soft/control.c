@@ -41,7 +41,8 @@ void sys_intercept(struct cpu *c, const struct op *o, u32 reason, u32 number, u6
 
 /* ---- CR0 ----------------------------------------------------------------------------------- */
 
-static void write_cr0(struct cpu *c, const struct op *o, u64 v)
+/* The value as CR0 takes it; raises where SDM vol. 2B, MOV CR says so. */
+static u64 checked_cr0(struct cpu *c, const struct op *o, u64 v)
 {
 	u64 old = c->cr0;
 
@@ -49,28 +50,28 @@ static void write_cr0(struct cpu *c, const struct op *o, u64 v)
 	if (v >> 32 || ((v & CR0_PG) && !(v & CR0_PE)) || ((v & CR0_NW) && !(v & CR0_CD)))
 		raise_gp0(c, o);
 	v &= CR0_ALL;
-	if ((v & CR0_PG) && !(old & CR0_PG)) {
-		if (c->efer & EFER_LME) {
-			if (!(c->cr4 & CR4_PAE) || (c->seg[HVI_CS].access & (1u << 13)))
-				raise_gp0(c, o);
-		}
-	}
+	if ((v & CR0_PG) && !(old & CR0_PG) && (c->efer & EFER_LME) &&
+	    (!(c->cr4 & CR4_PAE) || (c->seg[HVI_CS].access & (1u << 13))))
+		raise_gp0(c, o);
 	if (!(v & CR0_PG) && (old & CR0_PG) && (c->code_bits == 64 || (c->cr4 & CR4_PCIDE)))
 		raise_gp0(c, o);
+	return v;
+}
+
+static void write_cr0(struct cpu *c, const struct op *o, u64 v)
+{
+	u64 old = c->cr0;
+
+	v = checked_cr0(c, o, v);
+	if ((v ^ old) & c->more->vm->cr0_exit) {
+		if (!sys_pass(c, HVI_EXIT_CR_WRITE, 0, &v))
+			sys_intercept(c, o, HVI_EXIT_CR_WRITE, 0, v, old);
+		v = checked_cr0(c, o, v);	/* the engine may have given another value */
+	}
 	/* SDM 4.4.1: PDPTEs are loaded when PAE paging begins or CD, NW change in it. */
 	if ((v & CR0_PG) && (c->cr4 & CR4_PAE) && !(c->efer & EFER_LME) &&
 	    ((v ^ old) & (CR0_PG | CR0_CD | CR0_NW)) && !mmu_load_pdptes(c, c->cr3))
 		raise_gp0(c, o);
-	if ((v ^ old) & c->more->vm->cr0_exit) {
-		u64 other;
-
-		if (!sys_pass(c, HVI_EXIT_CR_WRITE, 0, &other))
-			sys_intercept(c, o, HVI_EXIT_CR_WRITE, 0, v, old);
-		if (other != v) {
-			write_cr0(c, o, other);	/* checked like any value; the pass is used up */
-			return;
-		}
-	}
 	c->cr0 = v;
 	if ((v ^ old) & CR0_PG) {
 		if ((v & CR0_PG) && (c->efer & EFER_LME))
@@ -114,7 +115,7 @@ static void write_cr3(struct cpu *c, const struct op *o, u64 v)
 	mmu_flush_all(c);
 }
 
-static void write_cr4(struct cpu *c, const struct op *o, u64 v)
+static void check_cr4(struct cpu *c, const struct op *o, u64 v)
 {
 	u64 old = c->cr4;
 
@@ -124,20 +125,22 @@ static void write_cr4(struct cpu *c, const struct op *o, u64 v)
 		raise_gp0(c, o);
 	if ((v & CR4_PCIDE) && !(old & CR4_PCIDE) && (!c->long_mode || (c->cr3 & 0xfff)))
 		raise_gp0(c, o);
+}
+
+static void write_cr4(struct cpu *c, const struct op *o, u64 v)
+{
+	u64 old = c->cr4;
+
+	check_cr4(c, o, v);
+	if ((v ^ old) & c->more->vm->cr4_exit) {
+		if (!sys_pass(c, HVI_EXIT_CR_WRITE, 4, &v))
+			sys_intercept(c, o, HVI_EXIT_CR_WRITE, 4, v, old);
+		check_cr4(c, o, v);
+	}
 	/* PAE paging reloads the PDPTEs when PAE, PGE, PSE or SMEP change. */
 	if ((c->cr0 & CR0_PG) && !c->long_mode && (v & CR4_PAE) && ((v ^ old) & 0x1000b0) &&
 	    !mmu_load_pdptes(c, c->cr3))
 		raise_gp0(c, o);
-	if ((v ^ old) & c->more->vm->cr4_exit) {
-		u64 other;
-
-		if (!sys_pass(c, HVI_EXIT_CR_WRITE, 4, &other))
-			sys_intercept(c, o, HVI_EXIT_CR_WRITE, 4, v, old);
-		if (other != v) {
-			write_cr4(c, o, other);
-			return;
-		}
-	}
 	c->cr4 = v;
 	if (v != old)
 		mmu_flush_all(c);
@@ -346,7 +349,7 @@ static HANDLER(invpcid)
 
 	need_cpl0(c, o);
 	mem_read(c, o, ea(c, o), d, 16);
-	if (type > 3 || (type < 2 && d[0] >> 12) ||
+	if (type > 3 || d[0] >> 12 ||
 	    (type < 2 && !(c->cr4 & CR4_PCIDE) && (d[0] & 0xfff)) || (type == 0 && !is_canonical(c, d[1])))
 		raise_gp0(c, o);
 	mmu_flush_all(c);

@@ -140,16 +140,19 @@ static u64 entry_read(struct cpu *c, const void *host, u64 gpa, u32 size)
 	return v;
 }
 
-static void entry_or(struct cpu *c, void *host, u64 gpa, u32 rights, u64 old, u64 bits, u32 size)
+/* The bits alone: what an EMULATE reply supplied for the rest of the entry is not for memory. */
+static void entry_or(struct cpu *c, void *host, u64 gpa, u32 rights, u64 seen, u64 bits, u32 size)
 {
 	struct vm *vm = c->more->vm;
 	u32 frame = frame_of(vm, host);
-	u64 v = old | bits;
+	u64 v = 0;
 
-	if (v == old)
+	if (!(bits & ~seen))
 		return;
 	if (!(rights & HVI_W))
 		c->more->page->counters.ad_writes++;
+	memcpy(&v, host, size);
+	v |= bits;
 	memcpy(host, &v, size);
 	if (vm->frames[frame].code)
 		block_written(c, frame, (u32)(gpa & 0xfff), size);
@@ -343,11 +346,6 @@ struct piece {
 	const struct override *ov;
 };
 
-static bool canonical(const struct cpu *c, u64 la)
-{
-	return (u64)((i64)(la << c->canon_shift) >> c->canon_shift) == la;
-}
-
 static void fill(struct cpu *c, u64 la, u8 *host, u32 perm, enum tlb_mode mode)
 {
 	struct cpu_more *m = c->more;
@@ -420,17 +418,18 @@ static void translate(struct cpu *c, const struct op *o, u64 la, u32 len, u32 ki
 static int pieces(struct cpu *c, const struct op *o, u64 la, u32 size, u32 kind, struct piece p[2])
 {
 	enum tlb_mode mode = kind & ACC_IMPLICIT ? TLB_SUPER : mmu_mode(c);
-	u32 first = PAGE - (u32)(la & 0xfff);
+	u32 first = PAGE - (u32)(la & 0xfff), align = size == 6 ? 4 : size;
 	u64 second = la + first;
 
-	if (c->long_mode && c->code_bits == 64) {
-		if (!canonical(c, la) || !canonical(c, la + size - 1))
+	/* Descriptor tables, TSS and an event's frame have 64-bit addresses in compatibility mode too. */
+	if (c->long_mode && (c->code_bits == 64 || (kind & ACC_IMPLICIT) || c->more->delivering)) {
+		if (!is_canonical(c, la) || !is_canonical(c, la + size - 1))
 			cpu_raise(c, o, o && (o->flags & OP_STACK_SEG) && !(kind & ACC_IMPLICIT) ? X_SS : X_GP, 0);
 	} else {
 		second = (u32)second;
 	}
 	if (mmu_alignment_checked(c) && !(kind & (ACC_IMPLICIT | ACC_X)) && size > 1 && size <= 8 &&
-	    (la & (size - 1)))
+	    (la & (align - 1)))
 		cpu_raise(c, o, X_AC, 0);
 	if (size <= first) {
 		translate(c, o, la, size, kind, mode, &p[0]);
@@ -600,7 +599,7 @@ const u8 *mmu_fetch(struct cpu *c, u64 la)
 {
 	struct piece p[2];
 
-	if (c->code_bits == 64 && !canonical(c, la))
+	if (c->code_bits == 64 && !is_canonical(c, la))
 		cpu_raise(c, NULL, X_GP, 0);
 	pieces(c, NULL, la, 1, ACC_X, p);
 	c->more->fetch_gpa = p[0].gpa;
@@ -618,7 +617,10 @@ void mmu_fetch_bytes(struct cpu *c, const u8 *host, u8 *to, u32 len)
 
 /* ---- effective addresses with segments ---------------------------------------------------------- */
 
-/* SDM 3.4.5.1: limit check of off..off+size-1. */
+/*
+ * SDM 3.4.5.1: limit check of off..off+size-1. With a limit of 4 GiB there is
+ * none: an access over the end wraps (measured on Intel hosts).
+ */
 bool seg_limit_ok(const struct hvi_segment *s, u64 off, u32 size)
 {
 	u64 end = off + size - 1;
@@ -628,7 +630,7 @@ bool seg_limit_ok(const struct hvi_segment *s, u64 off, u32 size)
 
 		return off > s->limit && end <= top;
 	}
-	return end <= s->limit;
+	return end <= s->limit || s->limit == 0xffffffff;
 }
 
 u64 seg_linear(struct cpu *c, const struct op *o, u8 seg, u64 off, u32 size, bool write)
@@ -640,7 +642,7 @@ u64 seg_linear(struct cpu *c, const struct op *o, u8 seg, u64 off, u32 size, boo
 	if (c->code_bits == 64) {
 		u64 la = off + (seg == HVI_FS || seg == HVI_GS ? c->segbase[seg] : 0);
 
-		if (!canonical(c, la) || !canonical(c, la + (size ? size - 1 : 0)))
+		if (!is_canonical(c, la) || !is_canonical(c, la + (size ? size - 1 : 0)))
 			cpu_raise(c, o, stack ? X_SS : X_GP, 0);
 		return la;
 	}
@@ -663,7 +665,12 @@ u64 seg_linear(struct cpu *c, const struct op *o, u8 seg, u64 off, u32 size, boo
 
 u64 ea_slow(struct cpu *c, const struct op *o)
 {
-	u64 off = c->gpr[o->base] + (c->gpr[o->index] << o->scale) + (u64)o->disp;
+	return ea_at(c, o, 0);
+}
+
+u64 ea_at(struct cpu *c, const struct op *o, u64 by)
+{
+	u64 off = c->gpr[o->base] + (c->gpr[o->index] << o->scale) + (u64)o->disp + by;
 
 	if (o->asize == 4)
 		off = (u32)off;

@@ -6,7 +6,6 @@
 #ifndef HVI_SOFT_MORE_H
 #define HVI_SOFT_MORE_H
 
-#include <pthread.h>
 #include <string.h>
 #include "cpu.h"
 
@@ -20,6 +19,8 @@
 #define QUANTUM		4096		/* instructions between two looks at the world; bounds native stack depth */
 #define DR6_FIXED	0xffff0ff0u
 #define DR7_FIXED	0x400u
+#define DEBUGCTL_LBR	(1u << 0)
+#define DEBUGCTL_BTF	(1u << 1)
 
 /* ---- blocks (block.c) ------------------------------------------------------ */
 
@@ -128,7 +129,6 @@ struct vm {
 	volatile u32 attention;		/* pause or kick asked: look at paused[], kicked[] */
 	volatile u8 pause_report[HVI_MAX_VCPUS], kicked[HVI_MAX_VCPUS];
 	struct cpu *last;		/* exited last: its reply is to be taken */
-	pthread_mutex_t lock;
 };
 
 static inline u32 frame_of(const struct vm *vm, const void *host)
@@ -194,7 +194,7 @@ struct cpu_more {
 	u64 fetch_gpa;			/* of the last mmu_fetch; 0 unless overrides hold */
 	u64 cs_base;
 	u32 cs_limit;
-	u64 cs_gen;			/* changes with base or limit of CS outside 64-bit mode */
+	u16 cs_gen;			/* changes with base or limit of CS outside 64-bit mode */
 
 	struct hvi_segment ldtr, tr;
 	struct hvi_table gdtr, idtr;
@@ -212,6 +212,7 @@ struct cpu_more {
 	bool nmi_blocked;
 	bool in_iret;			/* an IRET is at work: it unblocks NMIs even when it faults (SDM 6.7.1) */
 	u64 pending_debug;		/* DR6 bits of a #DB trap to come */
+	u64 debug_before;		/* the same when the instruction began: what a fault goes back to */
 	bool single_tf;			/* RFLAGS.TF when the instruction began */
 
 	enum leave leave;
@@ -290,7 +291,6 @@ static inline u32 jump_hash(u64 rip)
 
 /* exec.c */
 void op_block_end(struct cpu *c, const struct op *o);
-void cpu_continue(struct cpu *c, const struct op *o);	/* on to the next instruction through the loop's checks */
 void cpu_mode_changed(struct cpu *c);	/* segments, CR0, CR4, EFER, CPL changed */
 noreturn void cpu_exit(struct cpu *c, const struct op *o, u32 reason);	/* page->exit is filled */
 struct hvi_exit *cpu_exit_record(struct cpu *c);	/* a zeroed record */
@@ -300,6 +300,7 @@ u32 exec_run(struct vm *vm, u64 deadline, bool has_deadline, struct cpu **who);
 noreturn void cpu_emulation(struct cpu *c, const struct op *o, u64 detail);
 bool exec_can_take_irq(const struct cpu *c);
 u32 exec_interruptibility(const struct cpu *c);
+void exec_drop_one(struct cpu *c);	/* forget overrides, passes and STEP; the caller does mmu_setup */
 
 /* state.c */
 void state_reset(struct cpu *c);

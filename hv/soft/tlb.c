@@ -205,5 +205,5 @@ void mmu_setup(struct cpu *c)
 
 	c->tlb = m->nov || mmu_alignment_checked(c) || data_breakpoints(c) ? m->empty : s->e[mode];
 	c->tlb_gen = s->gen;
-	c->jump_key = (s->jump_gen << 24) ^ (m->cs_gen << 8) ^ (block_mode(c) | (u64)mode << 6);
+	c->jump_key = s->jump_gen << 24 | (u64)m->cs_gen << 8 | (u64)mode << 6 | block_mode(c);
 }
