@@ -57,7 +57,7 @@ export interface Access {
   /** Bytes in memory before, and those it tried to write; hexadecimal, memory order. */
   old?: string;
   new?: string;
-  /** How many like accesses this alert stands for (REP, loops over one range). */
+  /** How many accesses this alert stands for: of one store (REP, a copy loop), or repeats of it. */
   count: number;
 }
 
