@@ -10,6 +10,7 @@
 #define CR0_CD	(1ull << 30)
 #define CR0_PG	(1ull << 31)
 #define CR0_ALL	0xe005003full
+#define CR3_NO_FLUSH (1ull << 63)
 #define CR4_PAE	(1ull << 5)
 #define CR4_PCIDE (1ull << 17)
 #define CR4_LA57 (1ull << 12)
@@ -91,11 +92,12 @@ static void write_cr0(struct cpu *c, const struct op *o, u64 v)
 static void write_cr3(struct cpu *c, const struct op *o, u64 v)
 {
 	u64 cr3 = v;
+	bool pcid = c->long_mode && (c->cr4 & CR4_PCIDE);
 
 	if (!c->long_mode)
 		cr3 = (u32)v;
-	else if (c->cr4 & CR4_PCIDE)
-		cr3 &= ~(1ull << 63);
+	else if (pcid)
+		cr3 &= ~CR3_NO_FLUSH;
 	if (cr3 & ~PHYS_MASK)
 		raise_gp0(c, o);
 	if (c->more->vm->cr3_exit) {
@@ -103,8 +105,10 @@ static void write_cr3(struct cpu *c, const struct op *o, u64 v)
 
 		if (!sys_pass(c, HVI_EXIT_CR_WRITE, 3, &other))
 			sys_intercept(c, o, HVI_EXIT_CR_WRITE, 3, v, c->cr3);
-		if (c->long_mode && (c->cr4 & CR4_PCIDE))
-			other &= ~(1ull << 63);
+		if (pcid) {
+			v = other;
+			other &= ~CR3_NO_FLUSH;
+		}
 		if (other & ~PHYS_MASK)
 			raise_gp0(c, o);
 		cr3 = other;
@@ -112,7 +116,10 @@ static void write_cr3(struct cpu *c, const struct op *o, u64 v)
 	if (!c->long_mode && (c->cr0 & CR0_PG) && (c->cr4 & CR4_PAE) && !mmu_load_pdptes(c, cr3))
 		raise_gp0(c, o);
 	c->cr3 = cr3;
-	mmu_flush_all(c);
+	if (pcid)
+		mmu_switch_pcid(c, !(v & CR3_NO_FLUSH));
+	else
+		mmu_flush_all(c);
 }
 
 static void check_cr4(struct cpu *c, const struct op *o, u64 v)
@@ -352,7 +359,12 @@ static HANDLER(invpcid)
 	if (type > 3 || d[0] >> 12 ||
 	    (type < 2 && !(c->cr4 & CR4_PCIDE) && (d[0] & 0xfff)) || (type == 0 && !is_canonical(c, d[1])))
 		raise_gp0(c, o);
-	mmu_flush_all(c);
+	if (type == 0)
+		mmu_flush_page(c, d[1]);
+	else if (type == 1)
+		mmu_flush_pcid(c, (u32)d[0]);
+	else
+		mmu_flush_all(c);
 	CONTINUE(c, o);
 }
 

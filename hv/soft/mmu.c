@@ -262,7 +262,7 @@ static void walk_32(struct cpu *c, const struct op *o, u64 la, u32 err, u32 user
  */
 static u64 guest_walk(struct cpu *c, const struct op *o, u64 la, u32 kind, enum tlb_mode mode, u32 *perm)
 {
-	struct tlb_set *set = c->more->set[c->more->view];
+	struct tlb_context *context = c->more->set[c->more->view]->now;
 	struct walk w = { .span = 0xfff };
 	bool user = mode == TLB_USER;
 	bool smep = c->cr4 & CR4_SMEP, smap = c->cr4 & CR4_SMAP;
@@ -308,12 +308,12 @@ static u64 guest_walk(struct cpu *c, const struct op *o, u64 la, u32 kind, enum 
 		l->entry |= bits;
 	}
 	if (w.span > 0x3fffff) {
-		if (la >> 30 < set->huge_first)
-			set->huge_first = la >> 30;
-		if (la >> 30 > set->huge_last)
-			set->huge_last = la >> 30;
+		if (la >> 30 < context->huge_first)
+			context->huge_first = la >> 30;
+		if (la >> 30 > context->huge_last)
+			context->huge_last = la >> 30;
 	} else if (w.span > 0xfff) {
-		set->large[la >> 28 & 15] |= 1ull << (la >> 22 & 63);
+		context->large[la >> 28 & 15] |= 1ull << (la >> 22 & 63);
 	}
 	*perm = ok & (leaf->entry & PTE_D ? HVI_RWX : HVI_R | HVI_X);
 	return w.gpa;
@@ -351,7 +351,7 @@ static void fill(struct cpu *c, u64 la, u8 *host, u32 perm, enum tlb_mode mode)
 	struct cpu_more *m = c->more;
 	struct tlb_set *s = m->set[m->view];
 	struct tlb_entry *e = &s->e[mode][(la >> 12) & (TLB_SIZE - 1)];
-	u64 tag = (la & ~0xfffull) | s->gen;
+	u64 tag = (la & ~0xfffull) | s->now->gen;
 
 	e->tag_r = perm & HVI_R ? tag : ~0ull;
 	e->tag_w = perm & HVI_W ? tag : ~0ull;
@@ -367,7 +367,7 @@ static void translate(struct cpu *c, const struct op *o, u64 la, u32 len, u32 ki
 	struct vm *vm = m->vm;
 	struct tlb_set *s = m->set[m->view];
 	const struct tlb_entry *e = &s->e[mode][(la >> 12) & (TLB_SIZE - 1)];
-	u64 tag = (la & ~0xfffull) | s->gen;
+	u64 tag = (la & ~0xfffull) | s->now->gen;
 	u32 perm, rights, k = kind & HVI_RWX;
 
 	p->len = len;

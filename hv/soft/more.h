@@ -71,20 +71,30 @@ struct view {
 	u32 *remap;		/* frame that stands for a RAM page; NULL: none in this view */
 };
 
-/* The soft TLBs of one vCPU in one view. */
-struct tlb_set {
-	struct tlb_entry e[TLB_MODES][TLB_SIZE];
-	u64 gen;
+/* What one PCID has in a TLB set; without CR4.PCIDE there is PCID 0 alone. */
+struct tlb_context {
+	u32 pcid;
+	u64 gen;		/* 0: unused */
 	u64 jump_gen;		/* unique; changes when jumps[] entries become invalid */
 	/* For INVLPG, sets that may say yes too often: 4 MiB regions with entries of large pages, pages in jumps[]. */
 	u64 large[16];
 	u64 code[64];
 	u64 huge_first, huge_last;	/* span of 1 GiB pages seen, in GiB; empty when first > last */
 };
+#define TLB_CONTEXTS	8		/* Linux uses 6 PCIDs at a time */
+
+/* The soft TLBs of one vCPU in one view. */
+struct tlb_set {
+	struct tlb_entry e[TLB_MODES][TLB_SIZE];
+	struct tlb_context context[TLB_CONTEXTS];
+	struct tlb_context *now;	/* of the current PCID */
+	u32 turn;			/* context to be reused next */
+	u64 last_gen;
+};
 
 static inline void set_note_code(struct tlb_set *s, u64 la)
 {
-	s->code[la >> 18 & 63] |= 1ull << (la >> 12 & 63);
+	s->now->code[la >> 18 & 63] |= 1ull << (la >> 12 & 63);
 }
 
 struct slot {
@@ -257,9 +267,10 @@ u32 mmu_frame(const struct vm *vm, u32 view, u64 gfn, u32 *rights); /* frame or 
 enum tlb_mode mmu_mode(const struct cpu *c);	/* of explicit data accesses now */
 bool mmu_alignment_checked(const struct cpu *c); /* CR0.AM, RFLAGS.AC, CPL 3 */
 void mmu_setup(struct cpu *c);			/* choose c->tlb after a change of mode, privilege, view */
-void mmu_flush(struct cpu *c);			/* the current view's TLBs */
 void mmu_flush_all(struct cpu *c);		/* every view's */
-void mmu_flush_page(struct cpu *c, u64 la);
+void mmu_flush_page(struct cpu *c, u64 la);	/* whatever the PCID */
+void mmu_switch_pcid(struct cpu *c, bool flush); /* after a change of CR3 with CR4.PCIDE */
+void mmu_flush_pcid(struct cpu *c, u32 pcid);
 void mmu_forget_frames(struct vm *vm, u32 view, u32 first, u32 count); /* drop tags of host frames; view ~0: every view */
 void mmu_forget_pages(struct vm *vm, u32 view, u32 page, u32 count); /* of RAM, by what stands for them in the view */
 void mmu_revoke_write(struct vm *vm, u32 frame);

@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * tlb.c - upkeep of the soft TLBs: one set a vCPU and view, dropped as a whole
- * by a new generation, by page (INVLPG), or by host frame when rights or
- * remappings change or a page begins to hold decoded code.
+ * tlb.c - upkeep of the soft TLBs: one set a vCPU and view, in which each PCID
+ * has its generation. Entries are dropped as a whole by a new generation, by
+ * page (INVLPG), or by host frame when rights or remappings change or a page
+ * begins to hold decoded code. Global pages are not told apart: what is kept
+ * across a change of CR3 is kept for one PCID.
  */
 #include <stdlib.h>
 #include "more.h"
@@ -10,17 +12,36 @@
 
 #define CR0_AM	(1u << 18)
 
+#define CR4_PCIDE (1u << 17)
+
+static u32 current_pcid(const struct cpu *c)
+{
+	return c->cr4 & CR4_PCIDE ? c->cr3 & 0xfff : 0;
+}
+
+/* A context without entries; false when no generation is left for it. */
+static bool context_reset(struct cpu *c, struct tlb_set *s, struct tlb_context *x, u32 pcid)
+{
+	if (s->last_gen == 0xffe)
+		return false;
+	*x = (struct tlb_context){
+		.pcid = pcid, .gen = ++s->last_gen, .jump_gen = ++c->more->jump_counter,
+		.huge_first = ~0ull,
+	};
+	return true;
+}
+
 static void set_reset(struct cpu *c, struct tlb_set *s)
 {
-	if (++s->gen > 0xffe) {
+	for (u32 i = 0; i < TLB_CONTEXTS; i++)
+		s->context[i].gen = 0;
+	s->now = &s->context[0];
+	s->turn = 1;
+	if (!context_reset(c, s, s->now, current_pcid(c))) {
 		memset(s->e, 0xff, sizeof(s->e));
-		s->gen = 1;
+		s->last_gen = 0;
+		context_reset(c, s, s->now, current_pcid(c));
 	}
-	s->jump_gen = ++c->more->jump_counter;
-	memset(s->large, 0, sizeof(s->large));
-	memset(s->code, 0, sizeof(s->code));
-	s->huge_first = ~0ull;
-	s->huge_last = 0;
 }
 
 int mmu_add_set(struct cpu *c, u32 view)
@@ -32,7 +53,7 @@ int mmu_add_set(struct cpu *c, u32 view)
 		if (!s)
 			return -1;
 		memset(s->e, 0xff, sizeof(s->e));
-		s->gen = 0;
+		s->last_gen = 0;
 		c->more->set[view] = s;
 	}
 	set_reset(c, s);
@@ -55,12 +76,6 @@ void mmu_free_cpu(struct cpu *c)
 	free(c->more->empty);
 }
 
-void mmu_flush(struct cpu *c)
-{
-	set_reset(c, c->more->set[c->more->view]);
-	mmu_setup(c);
-}
-
 void mmu_flush_all(struct cpu *c)
 {
 	for (u32 i = 0; i < HVI_MAX_VIEWS; i++)
@@ -69,39 +84,102 @@ void mmu_flush_all(struct cpu *c)
 	mmu_setup(c);
 }
 
+static struct tlb_context *context_of(struct tlb_set *s, u32 pcid)
+{
+	for (u32 i = 0; i < TLB_CONTEXTS; i++)
+		if (s->context[i].gen && s->context[i].pcid == pcid)
+			return &s->context[i];
+	return NULL;
+}
+
+/* Go on with what the PCID in CR3 has left behind, or with nothing. */
+static void set_switch(struct cpu *c, struct tlb_set *s, bool flush)
+{
+	u32 pcid = current_pcid(c);
+	struct tlb_context *x = context_of(s, pcid);
+
+	if (!x) {
+		x = &s->context[s->turn];
+		s->turn = (s->turn + 1) % TLB_CONTEXTS;
+		flush = true;
+	}
+	s->now = x;
+	if (flush && !context_reset(c, s, x, pcid))
+		set_reset(c, s);
+}
+
+void mmu_switch_pcid(struct cpu *c, bool flush)
+{
+	for (u32 i = 0; i < HVI_MAX_VIEWS; i++)
+		if (c->more->set[i])
+			set_switch(c, c->more->set[i], flush);
+	mmu_setup(c);
+}
+
+void mmu_flush_pcid(struct cpu *c, u32 pcid)
+{
+	for (u32 i = 0; i < HVI_MAX_VIEWS; i++) {
+		struct tlb_set *s = c->more->set[i];
+		struct tlb_context *x = s ? context_of(s, pcid) : NULL;
+
+		if (!x)
+			continue;
+		if (x == s->now)
+			set_switch(c, s, true);
+		else
+			x->gen = 0;
+	}
+	mmu_setup(c);
+}
+
 static void entry_clear(struct tlb_entry *e)
 {
 	e->tag_r = e->tag_w = e->tag_x = ~0ull;
 }
 
-/* INVLPG: every mode, every view. Large pages are held as 4 KiB entries, all of which must go. */
+/* Large pages are held as 4 KiB entries, all of which must go. */
+static void set_clear_large(struct tlb_set *s, u64 la)
+{
+	for (u32 k = 0; k < TLB_MODES * TLB_SIZE; k++) {
+		struct tlb_entry *e = &s->e[0][0] + k;
+
+		/* An unset tag is all ones; clearing such an entry does no harm. */
+		if (!(((e->tag_r & e->tag_w & e->tag_x) ^ la) & ~0x3fffffull))
+			entry_clear(e);
+	}
+}
+
+static void set_flush_page(struct cpu *c, struct tlb_set *s, u64 la)
+{
+	bool large = false;
+
+	for (u32 i = 0; i < TLB_CONTEXTS; i++) {
+		struct tlb_context *x = &s->context[i];
+		bool here;
+
+		if (!x->gen)
+			continue;
+		if (la >> 30 >= x->huge_first && la >> 30 <= x->huge_last) {
+			set_reset(c, s);
+			return;
+		}
+		here = x->large[la >> 28 & 15] >> (la >> 22 & 63) & 1;
+		if (here || (x->code[la >> 18 & 63] >> (la >> 12 & 63) & 1))
+			x->jump_gen = ++c->more->jump_counter;
+		large |= here;
+	}
+	if (large)
+		set_clear_large(s, la);
+	for (int m = 0; m < TLB_MODES; m++)
+		entry_clear(&s->e[m][(la >> 12) & (TLB_SIZE - 1)]);
+}
+
+/* INVLPG: every mode, every view, and, since the page may be global, every PCID. */
 void mmu_flush_page(struct cpu *c, u64 la)
 {
-	for (u32 i = 0; i < HVI_MAX_VIEWS; i++) {
-		struct tlb_set *s = c->more->set[i];
-
-		if (!s)
-			continue;
-		if (la >> 30 >= s->huge_first && la >> 30 <= s->huge_last) {
-			set_reset(c, s);
-			continue;
-		}
-		if (s->large[la >> 28 & 15] >> (la >> 22 & 63) & 1) {
-			for (u32 k = 0; k < TLB_MODES * TLB_SIZE; k++) {
-				struct tlb_entry *e = &s->e[0][0] + k;
-
-				/* An unset tag is all ones; clearing such an entry does no harm. */
-				if (!(((e->tag_r & e->tag_w & e->tag_x) ^ la) & ~0x3fffffull))
-					entry_clear(e);
-			}
-			s->jump_gen = ++c->more->jump_counter;
-			continue;
-		}
-		for (int m = 0; m < TLB_MODES; m++)
-			entry_clear(&s->e[m][(la >> 12) & (TLB_SIZE - 1)]);
-		if (s->code[la >> 18 & 63] >> (la >> 12 & 63) & 1)
-			s->jump_gen = ++c->more->jump_counter;
-	}
+	for (u32 i = 0; i < HVI_MAX_VIEWS; i++)
+		if (c->more->set[i])
+			set_flush_page(c, c->more->set[i], la);
 	mmu_setup(c);
 }
 
@@ -117,9 +195,10 @@ static void set_forget(struct cpu *c, struct tlb_set *s, u32 first, u32 count)
 		if (tag == ~0ull)
 			continue;
 		if (frame_of(vm, (void *)((tag & ~0xfffull) + (u64)e->addend)) - first < count)
-			e->tag_r = e->tag_w = e->tag_x = ~0ull;
+			entry_clear(e);
 	}
-	s->jump_gen = ++c->more->jump_counter;
+	for (u32 i = 0; i < TLB_CONTEXTS; i++)
+		s->context[i].jump_gen = ++c->more->jump_counter;
 }
 
 void mmu_forget_frames(struct vm *vm, u32 view, u32 first, u32 count)
@@ -201,9 +280,10 @@ void mmu_setup(struct cpu *c)
 {
 	struct cpu_more *m = c->more;
 	struct tlb_set *s = m->set[m->view];
+	const struct tlb_context *x = s->now;
 	enum tlb_mode mode = mmu_mode(c);
 
 	c->tlb = m->nov || mmu_alignment_checked(c) || data_breakpoints(c) ? m->empty : s->e[mode];
-	c->tlb_gen = s->gen;
-	c->jump_key = s->jump_gen << 24 | (u64)m->cs_gen << 8 | (u64)mode << 6 | block_mode(c);
+	c->tlb_gen = x->gen;
+	c->jump_key = x->jump_gen << 24 | (u64)m->cs_gen << 8 | (u64)mode << 6 | block_mode(c);
 }
