@@ -99,6 +99,18 @@ test("help names the exit codes and gives examples", async () => {
 });
 
 describe.skipIf(!hasBackend)("a guest's end", () => {
+  test("an end before the snapshot's moment is no success", async () => {
+    // mov dx, 604h; mov ax, 2000h; out dx, ax: power off
+    const code = Uint8Array.of(0x66, 0xba, 0x04, 0x06, 0x66, 0xb8, 0x00, 0x20, 0x66, 0xef, 0xf4);
+    const kernel = path("off.elf", multiboot(code));
+    const snapshot = join(folder, "never.hvi");
+    const at = ["--snapshot-at", "never", "--snapshot", snapshot];
+    const run = await hvi("run", "--kernel", kernel, ...at, "--timeout", "20");
+    expect(run.err).toContain("no snapshot");
+    expect(run.code).toBe(1);
+    expect(existsSync(snapshot)).toBe(false);
+  });
+
   test("a full disk is one line and code 1", async () => {
     // mov dx, 3f8h; mov al, 'A'; out dx, al; jmp $
     const code = Uint8Array.of(0x66, 0xba, 0xf8, 0x03, 0xb0, 0x41, 0xee, 0xeb, 0xfe);

@@ -15,7 +15,7 @@ import { checkOutputFolder, checkReplaceable, openOutput, readInput } from "./fi
 import { serveInspect } from "./inspect.ts";
 import { introspect, PROTECTION_NAMES, parseProtect } from "./introspection.ts";
 import { conclude, statistics } from "./outcome.ts";
-import { log } from "./output.ts";
+import { complain, EXIT_FAILURE, EXIT_OK, log } from "./output.ts";
 import { attachStdin } from "./terminal.ts";
 
 const MAX_CPUS = 32;
@@ -215,7 +215,10 @@ async function run(flags: RunFlags): Promise<number> {
     console.flush();
     if (result.kind === "paused" && o.snapshot !== undefined) saveSnapshot(machine, o.snapshot);
     if (o.verbose) statistics(machine, performance.now() - started);
-    return conclude(result, o.timeout);
+    const code = conclude(result, o.timeout);
+    if (o.snapshot === undefined || result.kind === "paused" || code !== EXIT_OK) return code;
+    complain("the guest ended before --snapshot-at was seen: no snapshot", "look at its console");
+    return EXIT_FAILURE;
   } finally {
     introspection?.close();
     clearTimeout(timer);
