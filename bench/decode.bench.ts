@@ -8,7 +8,7 @@
  */
 import { ptr } from "bun:ffi";
 import { HVI_RBX } from "../src/bridge/abi.ts";
-import { fakeVm } from "../src/bridge/fake.ts";
+import { fakeVm } from "../src/bridge/fake.fixture.ts";
 import { PhysicalMemory } from "../src/memory/physical.ts";
 import { DecodeCache } from "../src/x86/cache.ts";
 import { decode, format } from "../src/x86/decode.ts";

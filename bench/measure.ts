@@ -47,6 +47,11 @@ export interface Row {
   readonly peer?: { readonly name: string; readonly ns: number };
 }
 
+/** Nanoseconds for people, in a column. */
+function time(ns: number): string {
+  return ns < 1e6 ? `${ns.toFixed(1).padStart(8)} ns` : `${(ns / 1e6).toFixed(1).padStart(8)} ms`;
+}
+
 /** Prints the rows, as JSON with --json. The exit code is 1 when a bound was missed. */
 export function report(bench: string, rows: readonly Row[]): void {
   const round = (x: number): number => Math.round(x * 10) / 10;
@@ -60,11 +65,11 @@ export function report(bench: string, rows: readonly Row[]): void {
     console.log(JSON.stringify({ bench, unit: "ns", rows: shown }));
   } else {
     for (const r of rows) {
-      const bound = r.bound === undefined ? "" : ` (at most ${r.bound})`;
+      const bound = r.bound === undefined ? "" : ` (at most ${time(r.bound).trim()})`;
       const peer = r.peer
-        ? `; ${r.peer.name} ${r.peer.ns.toFixed(1)} ns, ratio ${(r.ns / r.peer.ns).toFixed(1)}`
+        ? `; ${r.peer.name} ${time(r.peer.ns).trim()}, ratio ${(r.ns / r.peer.ns).toPrecision(2)}`
         : "";
-      console.log(`${r.ns.toFixed(1).padStart(8)} ns  ${r.name}${bound}${peer}`);
+      console.log(`${time(r.ns)}  ${r.name}${bound}${peer}`);
     }
   }
   if (rows.some((r) => r.bound !== undefined && r.ns > r.bound)) process.exitCode = 1;

@@ -7,7 +7,7 @@
  */
 import { ptr } from "bun:ffi";
 import { GuestRam } from "../src/bridge/ram.ts";
-import { FakeTables } from "../src/memory/fake_tables.ts";
+import { FakeTables } from "../src/memory/fake-tables.fixture.ts";
 import { PhysicalMemory } from "../src/memory/physical.ts";
 import { Translation, translate } from "../src/memory/translate.ts";
 import { VirtualMemory } from "../src/memory/virtual.ts";

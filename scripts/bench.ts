@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * `npm run bench [-- NAME...]`: the benchmarks of bench/*.bench.ts, one after the other. Each prints
  * its own figures; a benchmark that misses its bound ends with an exit code other than 0.

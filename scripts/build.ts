@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * `npm run build`: the single executable dist/hvi, with the software vCPU and the Zydis module
  * inside it (src/executable.ts says which files).

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * Keeps the documents true: each test that docs/features.md names must exist, and must have run and
  * passed in the last `npm test`; each file that a document links to must be there.

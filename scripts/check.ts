@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * `npm run check`: types, formatting and lint, the C compiler's warnings (setup has just built with
  * -Werror), and the documents. Everything is checked before it ends, so one run shows all.

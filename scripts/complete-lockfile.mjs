@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * Run after `npm install` has changed package-lock.json: adds entries for optional platform packages
  * that the registry at hand does not carry. npm leaves them out, and `npm ci` then refuses the file

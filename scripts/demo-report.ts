@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** The demo's report as one HTML page that needs nothing beside it. */
 import { describe, type RunVerdict } from "../fixtures/attacks/verdict.ts";
 

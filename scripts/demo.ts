@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * `npm run demo`: a stock Debian 6.1 kernel boots under introspection, works, is attacked, and lives
  * on; then its processes are listed from outside and it is resumed from a snapshot. Ends with exit

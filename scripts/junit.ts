@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** Reading the JUnit report that `bun test` writes. */
 import { existsSync, readFileSync } from "node:fs";
 

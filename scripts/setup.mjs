@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * Makes a work tree ready and then, when a script is named, runs it under Bun:
  *
@@ -168,8 +169,9 @@ async function prepare({ guests, lab }) {
   mkdirSync(join(ROOT, "build"), { recursive: true });
   await dependencies();
   await packages(lab ? { ...PACKAGES, ...LAB_PACKAGES } : PACKAGES);
-  await step("building the software vCPU", ["make", "-C", "hv/soft", "-j2"]);
+  // First, since it fetches the source that the software vCPU is linked with as well.
   await step("building Zydis as WebAssembly", [BUN, "scripts/zydis.ts"], { through: true });
+  await step("building the software vCPU", ["make", "-C", "hv/soft", "-j2"]);
   if (guests) {
     await step("preparing guests", [BUN, "fixtures/guests.ts"], { through: true });
   }

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * `npm test`: every test of the project, then the check that the documents name only tests that ran.
  *

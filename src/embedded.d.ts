@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** Files imported with `{ type: "file" }` are paths. */
 declare module "*.so" {
   const path: string;

@@ -1,7 +1,8 @@
+// SPDX-License-Identifier: MIT
 import { describe, expect, test } from "bun:test";
 import type { Alert } from "./alerts/alert.ts";
 import { AlertQueue } from "./alerts/queue.ts";
-import { fakeVm } from "./bridge/fake.ts";
+import { fakeVm } from "./bridge/fake.fixture.ts";
 import {
   HVI_ACCESS_WRITE,
   HVI_CS,

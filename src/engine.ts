@@ -1,5 +1,8 @@
+// SPDX-License-Identifier: MIT
 import type { AlertQueue } from "./alerts/queue.ts";
 import {
+  HVI_ACCESS_GVA,
+  HVI_ACCESS_WRITE,
   HVI_EXIT_EPT,
   HVI_EXIT_MSR_WRITE,
   HVI_INTERCEPT_MSR_WRITE,
@@ -124,6 +127,16 @@ export class Engine {
       default:
         return false;
     }
+  }
+
+  /**
+   * Whether a device may write guest memory for the instruction at hand (INS), which no EPT sees.
+   * @param gva linear address of the first byte; the range does not leave its page
+   */
+  mayWrite(vcpu: Vcpu, gva: number, gpa: number, size: number): boolean {
+    const action = this.#hooks.ask(vcpu, gpa, size, gva, HVI_ACCESS_WRITE | HVI_ACCESS_GVA);
+    this.#hooks.commit();
+    return action === ALLOW;
   }
 
   /** Work that waits for guest time: identification, activation. Between exits, when `deadline` has passed. */

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * The entry of the single executable: the files that it carries inside, then the command line.
  * `bun build --compile` embeds each file imported with `{ type: "file" }`.

@@ -1,4 +1,5 @@
 #!/usr/bin/env bun
+// SPDX-License-Identifier: MIT
 import { cac } from "cac";
 import { BackendError, HviError } from "./bridge/index.ts";
 import { registerDoctor } from "./cli/doctor.ts";
@@ -6,7 +7,7 @@ import { registerInspect } from "./cli/inspect.ts";
 import { complain, EXIT_BAD_INPUT, EXIT_FAILURE, EXIT_OK, log } from "./cli/output.ts";
 import { registerRun } from "./cli/run.ts";
 import { registerVersion } from "./cli/version.ts";
-import { InputError } from "./machine/errors.ts";
+import { InputError, OutputError } from "./errors.ts";
 import { VERSION } from "./version.ts";
 
 /** One line a command; each registers itself with its options, help and action. */
@@ -41,6 +42,10 @@ function failure(error: unknown): number {
     return EXIT_BAD_INPUT;
   }
   if (error instanceof BackendError) {
+    complain(error.message, error.hint);
+    return EXIT_FAILURE;
+  }
+  if (error instanceof OutputError) {
     complain(error.message, error.hint);
     return EXIT_FAILURE;
   }

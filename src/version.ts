@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import manifest from "../package.json" with { type: "json" };
 
 /** Version of hvi, from package.json. */

@@ -44,6 +44,7 @@
 /*
  * Offsets for mmap. RAM is one contiguous range of bytes in the order in which
  * HVI_ADD_MEMORY gave the slots, whatever guest physical address they have.
+ * vCPU pages are mapped one by one.
  */
 #define HVI_MMAP_RAM		0x0000000000000000ULL	/* + byte in RAM */
 #define HVI_MMAP_VCPU		0x0000100000000000ULL	/* + index * HVI_VCPU_SIZE */
@@ -213,7 +214,6 @@ enum hvi_intercept_kind {
 	HVI_INTERCEPT_IO,		/* index = port | last port << 16, mask 0 or 1 */
 	HVI_INTERCEPT_CPUID,		/* mask 0 or 1 */
 	HVI_INTERCEPT_HLT,		/* mask 0: the backend waits for an event or the deadline */
-	HVI_INTERCEPT_INT,		/* mask 0 or 1: external events injected by the engine */
 };
 
 #define HVI_DTR_LIDT		(1u << 0)
@@ -325,12 +325,12 @@ enum hvi_exit_reason {
  */
 struct hvi_exit {
 	__u32 reason;		/* enum hvi_exit_reason */
-	__u32 insn_len;		/* bytes, 0 when unknown */
+	__u32 insn_len;		/* bytes, 0 when unknown: SKIP is then refused with -EINVAL */
 	__u64 gpa;
 	__u64 gva;
 	__u32 access;		/* HVI_ACCESS_* */
 	__u32 rights;		/* of the view at gpa */
-	__u32 size;		/* bytes of the access, 0 when unknown */
+	__u32 size;		/* bytes of the access that lie in the violated page, 0 when unknown or a fetch */
 	__u32 number;
 	__u32 flags;
 	__u32 view;		/* the view it ran in */
@@ -392,7 +392,11 @@ struct hvi_reply {
 	__u8 bytes[HVI_EMULATE_BYTES];
 };
 
-/* An event to deliver at the next entry (SDM 24.8.3 for the types). */
+/*
+ * An event to deliver at the next entry (SDM 24.8.3 for the types). An NMI
+ * waits, its VALID set, until NMIs are unblocked; everything else is taken at
+ * once and, where the guest cannot take it, LOST.
+ */
 enum hvi_event_type {
 	HVI_EVENT_EXTERNAL = 0,
 	HVI_EVENT_NMI = 2,

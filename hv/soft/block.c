@@ -91,7 +91,7 @@ static i64 insn_bytes(const u8 *p, u32 len)
 	return (i64)v;
 }
 
-static void fill_op(const struct cpu *c, const struct insn *in, struct op *o)
+static void fill_op(const struct insn *in, struct op *o)
 {
 	const ZydisDecodedInstruction *z = &in->z;
 	bool stack = false;
@@ -151,7 +151,6 @@ static void fill_op(const struct cpu *c, const struct insn *in, struct op *o)
 	} else if (stack) {
 		o->flags |= OP_STACK_SEG;
 	}
-	(void)c;
 }
 
 /*
@@ -183,27 +182,11 @@ static bool never_offered(const ZydisDecodedInstruction *z)
 	}
 }
 
-__attribute__((weak)) enum xlate sys_translate(struct cpu *c, const struct insn *in, struct op *o)
-{
-	(void)c; (void)in; (void)o;
-	return XLATE_NO;
-}
-__attribute__((weak)) enum xlate integer_translate(struct cpu *c, const struct insn *in, struct op *o)
-{
-	(void)c; (void)in; (void)o;
-	return XLATE_NO;
-}
-__attribute__((weak)) enum xlate native_translate(struct cpu *c, const struct insn *in, struct op *o)
-{
-	(void)c; (void)in; (void)o;
-	return XLATE_NO;
-}
-
 static enum xlate translate_insn(struct cpu *c, const struct insn *in, const u8 *bytes, struct op *o)
 {
 	enum xlate r;
 
-	fill_op(c, in, o);
+	fill_op(in, o);
 	r = sys_translate(c, in, o);
 	if (r == XLATE_NO)
 		r = integer_translate(c, in, o);
@@ -614,6 +597,8 @@ struct block *block_single(struct cpu *c)
 	u8 buf[16];
 	u32 room = gather(c, la, fetch_room(c, la), buf, &b->frame2);
 
+	if (native_full(c))
+		block_flush(c->more->vm);
 	build_ops(c, b, buf, room, 1);
 	b->stale = false;
 	return b;

@@ -10,6 +10,7 @@
 #define CR0_CD	(1ull << 30)
 #define CR0_PG	(1ull << 31)
 #define CR0_ALL	0xe005003full
+#define CR3_NO_FLUSH (1ull << 63)
 #define CR4_PAE	(1ull << 5)
 #define CR4_PCIDE (1ull << 17)
 #define CR4_LA57 (1ull << 12)
@@ -41,7 +42,8 @@ void sys_intercept(struct cpu *c, const struct op *o, u32 reason, u32 number, u6
 
 /* ---- CR0 ----------------------------------------------------------------------------------- */
 
-static void write_cr0(struct cpu *c, const struct op *o, u64 v)
+/* The value as CR0 takes it; raises where SDM vol. 2B, MOV CR says so. */
+static u64 checked_cr0(struct cpu *c, const struct op *o, u64 v)
 {
 	u64 old = c->cr0;
 
@@ -49,28 +51,28 @@ static void write_cr0(struct cpu *c, const struct op *o, u64 v)
 	if (v >> 32 || ((v & CR0_PG) && !(v & CR0_PE)) || ((v & CR0_NW) && !(v & CR0_CD)))
 		raise_gp0(c, o);
 	v &= CR0_ALL;
-	if ((v & CR0_PG) && !(old & CR0_PG)) {
-		if (c->efer & EFER_LME) {
-			if (!(c->cr4 & CR4_PAE) || (c->seg[HVI_CS].access & (1u << 13)))
-				raise_gp0(c, o);
-		}
-	}
+	if ((v & CR0_PG) && !(old & CR0_PG) && (c->efer & EFER_LME) &&
+	    (!(c->cr4 & CR4_PAE) || (c->seg[HVI_CS].access & (1u << 13))))
+		raise_gp0(c, o);
 	if (!(v & CR0_PG) && (old & CR0_PG) && (c->code_bits == 64 || (c->cr4 & CR4_PCIDE)))
 		raise_gp0(c, o);
+	return v;
+}
+
+static void write_cr0(struct cpu *c, const struct op *o, u64 v)
+{
+	u64 old = c->cr0;
+
+	v = checked_cr0(c, o, v);
+	if ((v ^ old) & c->more->vm->cr0_exit) {
+		if (!sys_pass(c, HVI_EXIT_CR_WRITE, 0, &v))
+			sys_intercept(c, o, HVI_EXIT_CR_WRITE, 0, v, old);
+		v = checked_cr0(c, o, v);	/* the engine may have given another value */
+	}
 	/* SDM 4.4.1: PDPTEs are loaded when PAE paging begins or CD, NW change in it. */
 	if ((v & CR0_PG) && (c->cr4 & CR4_PAE) && !(c->efer & EFER_LME) &&
 	    ((v ^ old) & (CR0_PG | CR0_CD | CR0_NW)) && !mmu_load_pdptes(c, c->cr3))
 		raise_gp0(c, o);
-	if ((v ^ old) & c->more->vm->cr0_exit) {
-		u64 other;
-
-		if (!sys_pass(c, HVI_EXIT_CR_WRITE, 0, &other))
-			sys_intercept(c, o, HVI_EXIT_CR_WRITE, 0, v, old);
-		if (other != v) {
-			write_cr0(c, o, other);	/* checked like any value; the pass is used up */
-			return;
-		}
-	}
 	c->cr0 = v;
 	if ((v ^ old) & CR0_PG) {
 		if ((v & CR0_PG) && (c->efer & EFER_LME))
@@ -90,11 +92,12 @@ static void write_cr0(struct cpu *c, const struct op *o, u64 v)
 static void write_cr3(struct cpu *c, const struct op *o, u64 v)
 {
 	u64 cr3 = v;
+	bool pcid = c->long_mode && (c->cr4 & CR4_PCIDE);
 
 	if (!c->long_mode)
 		cr3 = (u32)v;
-	else if (c->cr4 & CR4_PCIDE)
-		cr3 &= ~(1ull << 63);
+	else if (pcid)
+		cr3 &= ~CR3_NO_FLUSH;
 	if (cr3 & ~PHYS_MASK)
 		raise_gp0(c, o);
 	if (c->more->vm->cr3_exit) {
@@ -102,8 +105,10 @@ static void write_cr3(struct cpu *c, const struct op *o, u64 v)
 
 		if (!sys_pass(c, HVI_EXIT_CR_WRITE, 3, &other))
 			sys_intercept(c, o, HVI_EXIT_CR_WRITE, 3, v, c->cr3);
-		if (c->long_mode && (c->cr4 & CR4_PCIDE))
-			other &= ~(1ull << 63);
+		if (pcid) {
+			v = other;
+			other &= ~CR3_NO_FLUSH;
+		}
 		if (other & ~PHYS_MASK)
 			raise_gp0(c, o);
 		cr3 = other;
@@ -111,10 +116,13 @@ static void write_cr3(struct cpu *c, const struct op *o, u64 v)
 	if (!c->long_mode && (c->cr0 & CR0_PG) && (c->cr4 & CR4_PAE) && !mmu_load_pdptes(c, cr3))
 		raise_gp0(c, o);
 	c->cr3 = cr3;
-	mmu_flush_all(c);
+	if (pcid)
+		mmu_switch_pcid(c, !(v & CR3_NO_FLUSH));
+	else
+		mmu_flush_all(c);
 }
 
-static void write_cr4(struct cpu *c, const struct op *o, u64 v)
+static void check_cr4(struct cpu *c, const struct op *o, u64 v)
 {
 	u64 old = c->cr4;
 
@@ -124,20 +132,22 @@ static void write_cr4(struct cpu *c, const struct op *o, u64 v)
 		raise_gp0(c, o);
 	if ((v & CR4_PCIDE) && !(old & CR4_PCIDE) && (!c->long_mode || (c->cr3 & 0xfff)))
 		raise_gp0(c, o);
+}
+
+static void write_cr4(struct cpu *c, const struct op *o, u64 v)
+{
+	u64 old = c->cr4;
+
+	check_cr4(c, o, v);
+	if ((v ^ old) & c->more->vm->cr4_exit) {
+		if (!sys_pass(c, HVI_EXIT_CR_WRITE, 4, &v))
+			sys_intercept(c, o, HVI_EXIT_CR_WRITE, 4, v, old);
+		check_cr4(c, o, v);
+	}
 	/* PAE paging reloads the PDPTEs when PAE, PGE, PSE or SMEP change. */
 	if ((c->cr0 & CR0_PG) && !c->long_mode && (v & CR4_PAE) && ((v ^ old) & 0x1000b0) &&
 	    !mmu_load_pdptes(c, c->cr3))
 		raise_gp0(c, o);
-	if ((v ^ old) & c->more->vm->cr4_exit) {
-		u64 other;
-
-		if (!sys_pass(c, HVI_EXIT_CR_WRITE, 4, &other))
-			sys_intercept(c, o, HVI_EXIT_CR_WRITE, 4, v, old);
-		if (other != v) {
-			write_cr4(c, o, other);
-			return;
-		}
-	}
 	c->cr4 = v;
 	if (v != old)
 		mmu_flush_all(c);
@@ -346,10 +356,15 @@ static HANDLER(invpcid)
 
 	need_cpl0(c, o);
 	mem_read(c, o, ea(c, o), d, 16);
-	if (type > 3 || (type < 2 && d[0] >> 12) ||
+	if (type > 3 || d[0] >> 12 ||
 	    (type < 2 && !(c->cr4 & CR4_PCIDE) && (d[0] & 0xfff)) || (type == 0 && !is_canonical(c, d[1])))
 		raise_gp0(c, o);
-	mmu_flush_all(c);
+	if (type == 0)
+		mmu_flush_page(c, d[1]);
+	else if (type == 1)
+		mmu_flush_pcid(c, (u32)d[0]);
+	else
+		mmu_flush_all(c);
 	CONTINUE(c, o);
 }
 

@@ -174,6 +174,11 @@ static inline u64 op_next_rip(const struct cpu *c, const struct op *o)
 	return c->code_bits == 64 ? rip : (u32)rip;
 }
 
+static inline bool is_canonical(const struct cpu *c, u64 la)
+{
+	return (u64)((i64)(la << c->canon_shift) >> c->canon_shift) == la;
+}
+
 /*
  * Whether a near branch may go to rip: canonical in 64-bit mode, within the
  * limit of CS elsewhere. A handler that commits something (CALL's push, RET's
@@ -182,7 +187,7 @@ static inline u64 op_next_rip(const struct cpu *c, const struct op *o)
 static inline bool cpu_can_jump(const struct cpu *c, u64 rip)
 {
 	if (c->code_bits == 64)
-		return (u64)((i64)(rip << c->canon_shift) >> c->canon_shift) == rip;
+		return is_canonical(c, rip);
 	return (u32)rip <= c->seg[HVI_CS].limit;
 }
 
@@ -194,6 +199,8 @@ static inline bool cpu_can_jump(const struct cpu *c, u64 rip)
  * ends its block this way too.
  */
 void cpu_jump(struct cpu *c, const struct op *o, u64 rip);
+/* The same to the next instruction, without the check: a fault there is the next instruction's. */
+void cpu_continue(struct cpu *c, const struct op *o);
 
 /* Raise an exception at instruction o (a fault: RIP stays). err is ignored for vectors without one. */
 noreturn void cpu_raise(struct cpu *c, const struct op *o, unsigned int vector, u32 err);

@@ -16,8 +16,8 @@
 #define L7_EBX_OWN	((1u << 0) | (1u << 7) | (1u << 9) | (1u << 10) | (1u << 20) | (1u << 23) | (1u << 24))
 /* Leaf 7 ECX: UMIP RDPID. */
 #define L7_ECX_OWN	((1u << 2) | (1u << 22))
-/* Leaf 7 EDX: FSRM, SERIALIZE, ARCH_CAPABILITIES. */
-#define L7_EDX_OWN	((1u << 4) | (1u << 14) | (1u << 29))
+/* Leaf 7 EDX: FSRM, SERIALIZE, IBRS with IBPB (IBRS_ALL of ARCH_CAPABILITIES needs it), ARCH_CAPABILITIES. */
+#define L7_EDX_OWN	((1u << 4) | (1u << 14) | (1u << 26) | (1u << 29))
 /* 80000001h: LAHF, PREFETCHW; SYSCALL NX 1G RDTSCP LM. */
 #define LX1_ECX_OWN	((1u << 0) | (1u << 8))
 #define LX1_EDX_OWN	((1u << 11) | (1u << 20) | (1u << 26) | (1u << 27) | (1u << 29))

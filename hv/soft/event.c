@@ -63,8 +63,9 @@ static u64 pushed_flags(const struct cpu *c, const struct event *e)
 {
 	u64 f = flags_all(c);
 
-	/* SDM 17.3.1.1: RF is set for faults, not for traps, aborts and instruction breakpoints. */
-	if (e->type == HVI_EVENT_EXCEPTION && e->vector != X_DB && e->vector != X_DF && !e->trap)
+	/* SDM 17.3.1.1: RF is set for faults (general detect is one), not for traps, aborts, instruction breakpoints. */
+	if (e->type == HVI_EVENT_EXCEPTION && e->vector != X_DF && !e->trap &&
+	    (e->vector != X_DB || (e->dr6 & (1u << 13))))
 		f |= FL_RF;
 	return f;
 }
@@ -126,9 +127,9 @@ static void deliver_long(struct cpu *c, const struct event *e)
 		rsp = tss_rsp(c, NULL, 4 + 8 * cpl, ext);
 	else
 		rsp = c->gpr[HVI_RSP];
-	if ((u64)((i64)(rsp << c->canon_shift) >> c->canon_shift) != rsp)
+	if (!is_canonical(c, rsp))
 		cpu_raise(c, NULL, X_SS, ext);
-	if ((u64)((i64)(rip << c->canon_shift) >> c->canon_shift) != rip)
+	if (!is_canonical(c, rip))
 		cpu_raise(c, NULL, X_GP, ext);
 	rsp &= ~15ull;
 	if (e->has_err)
@@ -138,6 +139,8 @@ static void deliver_long(struct cpu *c, const struct event *e)
 	frame[n++] = pushed_flags(c, e);
 	frame[n++] = c->gpr[HVI_RSP];
 	frame[n++] = c->seg[HVI_SS].selector;
+	if (!is_canonical(c, rsp - 8 * n))
+		cpu_raise(c, NULL, X_SS, ext);
 	desc_accessed(c, NULL, &d);
 	/* The pushes are made at the new privilege. */
 	c->cpl = (u8)cpl;
@@ -296,10 +299,11 @@ void event_deliver(struct cpu *c)
 
 	if (e->set_cr2)
 		c->cr2 = e->cr2;
-	if (e->type == HVI_EVENT_EXCEPTION && e->vector == X_DB) {
-		/* SDM 17.2.3: B0-B3 tell of this #DB alone, the other bits are sticky. */
+	if (e->type == HVI_EVENT_EXCEPTION && e->vector == X_DB && !e->injected) {
+		/* SDM 17.2.3: B0-B3 tell of this #DB alone, the other bits are sticky; an injected one has no cause. */
 		m->dr[6] = (m->dr[6] & ~0xfull) | e->dr6;
 		m->dr[7] &= ~(1ull << 13);	/* GD */
+		m->debugctl &= ~(u64)(DEBUGCTL_LBR | DEBUGCTL_BTF);	/* SDM 17.4.1 */
 	}
 	if (e->type == HVI_EVENT_PRIV_SOFT && m->pending_debug) {
 		/* INT1 takes what MOV SS held back along with it. */

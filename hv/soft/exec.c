@@ -211,7 +211,8 @@ void cpu_mode_changed(struct cpu *c)
 	if (c->code_bits != 64 && (m->cs_base != cs->base || m->cs_limit != cs->limit)) {
 		m->cs_base = cs->base;
 		m->cs_limit = cs->limit;
-		m->cs_gen++;
+		if (!++m->cs_gen)	/* its numbers come again: nothing found with them may hold */
+			mmu_flush_all(c);
 	}
 	m->mode = (c->code_bits == 64 ? KEY_64 : c->code_bits == 32 ? KEY_32 : KEY_16) |
 		  KEY_STACK(c->stack_size) | flat;
@@ -262,8 +263,7 @@ static void check_instruction_breakpoints(struct cpu *c)
 	cpu_raise(c, NULL, X_DB, 0);
 }
 
-/* The one instruction (or delivery) that overrides or STEP were for is over. */
-static void finish_one(struct cpu *c)
+void exec_drop_one(struct cpu *c)
 {
 	struct cpu_more *m = c->more;
 
@@ -274,12 +274,27 @@ static void finish_one(struct cpu *c)
 		m->view = m->step_back;
 		m->step_back = ~0u;
 	}
+}
+
+/* The one instruction (or delivery) that overrides or STEP were for is over. */
+static void finish_one(struct cpu *c)
+{
+	struct cpu_more *m = c->more;
+
+	exec_drop_one(c);
 	mmu_setup(c);
+	m->debug_before = m->pending_debug;
 	if (m->step_notify) {
 		m->step_notify = false;
 		cpu_exit_record(c);
 		cpu_exit(c, NULL, HVI_EXIT_STEP);
 	}
+}
+
+/* The instruction of b, which stood at rip, has gone elsewhere than to the next one. */
+static bool branched(const struct cpu *c, const struct block *b, u64 rip)
+{
+	return c->rip != rip + b->ops->len && !(c->rip == rip && (b->ops->flags & (OP_REP | OP_REPNE)));
 }
 
 /* One instruction, with everything that needs a look at each. */
@@ -288,7 +303,7 @@ static void run_single(struct cpu *c)
 	struct cpu_more *m = c->more;
 	bool tf = c->rflags & FL_TF;
 	bool rf = c->rflags & FL_RF;
-	u64 before;
+	u64 before, rip = c->rip;
 	struct block *b;
 
 	if (breakpoints(c))
@@ -299,15 +314,18 @@ static void run_single(struct cpu *c)
 	c->icount_stop = 0;
 	c->rep_limit = 1;
 	m->single_tf = tf;
+	m->rf_loaded = false;
 	before = c->icount;
 	b->ops->fn(c, b->ops);
 	c->blk = NULL;
 	c->rep_limit = QUANTUM;
-	if (rf && c->icount != before && !m->rf_loaded)
+	/* RF holds for all iterations of a repeated instruction (SDM 17.3.1.1). */
+	if (rf && c->icount != before && !m->rf_loaded &&
+	    !(c->rip == rip && (b->ops->flags & (OP_REP | OP_REPNE))))
 		c->rflags &= ~(u64)FL_RF;
-	m->rf_loaded = false;
-	/* SDM 17.3.1.4: the trap belongs to the instruction that began with TF set. */
-	if (m->single_tf && shadow(c) != HVI_BLOCK_MOV_SS)
+	/* SDM 17.3.1.4: the trap belongs to the instruction that began with TF set; with BTF, to branches alone. */
+	if (m->single_tf && shadow(c) != HVI_BLOCK_MOV_SS &&
+	    (!(m->debugctl & DEBUGCTL_BTF) || branched(c, b, rip)))
 		m->pending_debug |= DR6_BS;
 	if (m->one)
 		finish_one(c);
@@ -406,7 +424,6 @@ static void note_exception(struct cpu *c)
 	c->rep_limit = QUANTUM;
 	m->raised.dr6 = m->raised_dr6;
 	m->raised_dr6 = 0;
-	m->rf_loaded = false;
 	if (m->in_iret) {
 		m->in_iret = false;
 		m->nmi_blocked = false;
@@ -416,6 +433,7 @@ static void note_exception(struct cpu *c)
 		event_merge(c);
 	} else {
 		m->evt = m->raised;
+		m->pending_debug = m->debug_before;
 		m->nov = 0;
 		m->pass.valid = false;
 		mmu_setup(c);
@@ -450,6 +468,9 @@ static u32 slice(struct cpu *c, u64 end)
 		if (m->leave == LEAVE_EXIT) {
 			c->blk = NULL;
 			c->rep_limit = QUANTUM;
+			/* Breakpoints hit so far will be hit again. An IN or OUT is over with its exit. */
+			if (!m->delivering && m->page->exit.reason != HVI_EXIT_IO)
+				m->pending_debug = m->debug_before;
 			m->delivering = false;
 			m->in_iret = false;
 			return m->page->exit.reason;
@@ -457,6 +478,7 @@ static u32 slice(struct cpu *c, u64 end)
 		note_exception(c);
 	}
 	for (;;) {
+		m->debug_before = m->pending_debug;
 		if (m->shut_down) {
 			m->shut_down = false;
 			triple_fault(c);
@@ -479,7 +501,8 @@ static u32 slice(struct cpu *c, u64 end)
 				return 0;
 			continue;
 		}
-		if (m->mp_state <= HVI_MP_HALTED && m->pending_debug && shadow(c) != HVI_BLOCK_MOV_SS) {
+		if (m->pending_debug && (m->mp_state == HVI_MP_HALTED ||
+					 (m->mp_state == HVI_MP_RUNNING && shadow(c) != HVI_BLOCK_MOV_SS))) {
 			m->mp_state = HVI_MP_RUNNING;	/* HLT under TF does not sleep */
 			pending_debug_trap(c);
 			continue;
@@ -545,8 +568,19 @@ static u32 simple_exit(struct cpu *c, u32 reason, struct cpu **who)
 	return reason;
 }
 
+/*
+ * The clock that deadlines are held against: the guest's TSC, but for what the
+ * guest wrote to it since HVI_RUN began. A guest cannot put off a deadline.
+ */
+static u64 run_time(const struct cpu *c)
+{
+	return cpu_tsc(c, NULL) - (c->more->tsc_adjust - c->more->run_adjust);
+}
+
 u32 exec_run(struct vm *vm, u64 deadline, bool has_deadline, struct cpu **who)
 {
+	for (u32 i = 0; i < vm->ncpus; i++)
+		vm->cpu[i]->more->run_adjust = vm->cpu[i]->more->tsc_adjust;
 	for (;;) {
 		struct cpu *next = NULL, *halted = NULL, *late = NULL;
 		u64 least = 0, end;
@@ -559,7 +593,7 @@ u32 exec_run(struct vm *vm, u64 deadline, bool has_deadline, struct cpu **who)
 		}
 		for (u32 i = 0; i < vm->ncpus; i++) {
 			struct cpu *c = vm->cpu[i];
-			u64 now = cpu_tsc(c, NULL);
+			u64 now = run_time(c);
 
 			if (vm->paused[i])
 				continue;
@@ -588,7 +622,7 @@ u32 exec_run(struct vm *vm, u64 deadline, bool has_deadline, struct cpu **who)
 			if (!has_deadline)
 				return simple_exit(halted, HVI_EXIT_IDLE, who);
 			for (u32 i = 0; i < vm->ncpus; i++) {
-				i64 skip = (i64)(deadline - cpu_tsc(vm->cpu[i], NULL));
+				i64 skip = (i64)(deadline - run_time(vm->cpu[i]));
 
 				if (skip > 0)
 					vm->cpu[i]->more->tsc_offset += (u64)skip;
@@ -599,11 +633,11 @@ u32 exec_run(struct vm *vm, u64 deadline, bool has_deadline, struct cpu **who)
 		if (next->more->mp_state == HVI_MP_RUNNING)
 			for (u32 i = 0; i < vm->ncpus; i++)
 				if (vm->cpu[i]->more->mp_state != HVI_MP_RUNNING &&
-				    (i64)(least - cpu_tsc(vm->cpu[i], NULL)) > 0 && !has_work(next))
-					vm->cpu[i]->more->tsc_offset += least - cpu_tsc(vm->cpu[i], NULL);
+				    (i64)(least - run_time(vm->cpu[i])) > 0 && !has_work(next))
+					vm->cpu[i]->more->tsc_offset += least - run_time(vm->cpu[i]);
 		end = next->icount + QUANTUM;
 		if (has_deadline) {
-			i64 left = (i64)(deadline - cpu_tsc(next, NULL));
+			i64 left = (i64)(deadline - run_time(next));
 
 			if (left < QUANTUM)
 				end = next->icount + (u64)(left > 0 ? left : 0);

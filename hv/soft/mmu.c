@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * mmu.c - guest paging, EPT views and the soft TLB's slow path.
+ * mmu.c - guest paging, EPT views and the soft TLB's slow path (tlb.c keeps the TLB).
  *
  * Order of checks of one access (SDM 28.3.3.2): canonical form, guest page
  * tables (each entry read through EPT), guest permissions, then the EPT rights
@@ -8,8 +8,6 @@
  * moves. Accessed and dirty bits are set as by hardware; such a write to a
  * table page without W in the view is completed and counted.
  */
-#include <stdlib.h>
-#include <sys/mman.h>
 #include "more.h"
 #include "mmu.h"
 
@@ -29,7 +27,6 @@
 #define PTE_NX	(1ull << 63)
 
 #define CR0_WP	(1u << 16)
-#define CR0_AM	(1u << 18)
 #define CR0_PG	(1u << 31)
 #define CR4_PSE	(1u << 4)
 #define CR4_PAE	(1u << 5)
@@ -65,206 +62,6 @@ u32 mmu_frame(const struct vm *vm, u32 view, u64 gfn, u32 *rights)
 	if (v->remap && v->remap[page] != NO_FRAME)
 		return v->remap[page];
 	return SPARE_FRAMES + page;
-}
-
-/* ---- TLB upkeep ----------------------------------------------------------------- */
-
-static void set_reset(struct cpu *c, struct tlb_set *s)
-{
-	if (++s->gen > 0xffe) {
-		memset(s->e, 0xff, sizeof(s->e));
-		s->gen = 1;
-	}
-	s->jump_gen = ++c->more->jump_counter;
-	memset(s->large, 0, sizeof(s->large));
-	memset(s->code, 0, sizeof(s->code));
-	s->huge_first = ~0ull;
-	s->huge_last = 0;
-}
-
-int mmu_add_set(struct cpu *c, u32 view)
-{
-	struct tlb_set *s = c->more->set[view];
-
-	if (!s) {
-		s = aligned_alloc(64, (sizeof(*s) + 63) & ~63ul);
-		if (!s)
-			return -1;
-		memset(s->e, 0xff, sizeof(s->e));
-		s->gen = 0;
-		c->more->set[view] = s;
-	}
-	set_reset(c, s);
-	return 0;
-}
-
-int mmu_init_cpu(struct cpu *c)
-{
-	c->more->empty = aligned_alloc(64, TLB_SIZE * sizeof(struct tlb_entry));
-	if (!c->more->empty)
-		return -1;
-	memset(c->more->empty, 0xff, TLB_SIZE * sizeof(struct tlb_entry));
-	return mmu_add_set(c, 0);
-}
-
-void mmu_free_cpu(struct cpu *c)
-{
-	for (u32 i = 0; i < HVI_MAX_VIEWS; i++)
-		free(c->more->set[i]);
-	free(c->more->empty);
-}
-
-void mmu_flush(struct cpu *c)
-{
-	set_reset(c, c->more->set[c->more->view]);
-	mmu_setup(c);
-}
-
-void mmu_flush_all(struct cpu *c)
-{
-	for (u32 i = 0; i < HVI_MAX_VIEWS; i++)
-		if (c->more->set[i])
-			set_reset(c, c->more->set[i]);
-	mmu_setup(c);
-}
-
-static void entry_clear(struct tlb_entry *e)
-{
-	e->tag_r = e->tag_w = e->tag_x = ~0ull;
-}
-
-/* INVLPG: every mode, every view. Large pages are held as 4 KiB entries, all of which must go. */
-void mmu_flush_page(struct cpu *c, u64 la)
-{
-	for (u32 i = 0; i < HVI_MAX_VIEWS; i++) {
-		struct tlb_set *s = c->more->set[i];
-
-		if (!s)
-			continue;
-		if (la >> 30 >= s->huge_first && la >> 30 <= s->huge_last) {
-			set_reset(c, s);
-			continue;
-		}
-		if (s->large[la >> 28 & 15] >> (la >> 22 & 63) & 1) {
-			for (u32 k = 0; k < TLB_MODES * TLB_SIZE; k++) {
-				struct tlb_entry *e = &s->e[0][0] + k;
-
-				/* An unset tag is all ones; clearing such an entry does no harm. */
-				if (!(((e->tag_r & e->tag_w & e->tag_x) ^ la) & ~0x3fffffull))
-					entry_clear(e);
-			}
-			s->jump_gen = ++c->more->jump_counter;
-			continue;
-		}
-		for (int m = 0; m < TLB_MODES; m++)
-			entry_clear(&s->e[m][(la >> 12) & (TLB_SIZE - 1)]);
-		if (s->code[la >> 18 & 63] >> (la >> 12 & 63) & 1)
-			s->jump_gen = ++c->more->jump_counter;
-	}
-	mmu_setup(c);
-}
-
-/* Drop the tags that lead to host frames first..first+count-1. */
-static void set_forget(struct cpu *c, struct tlb_set *s, u32 first, u32 count)
-{
-	struct vm *vm = c->more->vm;
-
-	for (u32 i = 0; i < TLB_MODES * TLB_SIZE; i++) {
-		struct tlb_entry *e = &s->e[0][0] + i;
-		u64 tag = e->tag_r != ~0ull ? e->tag_r : e->tag_w != ~0ull ? e->tag_w : e->tag_x;
-
-		if (tag == ~0ull)
-			continue;
-		if (frame_of(vm, (void *)((tag & ~0xfffull) + (u64)e->addend)) - first < count)
-			e->tag_r = e->tag_w = e->tag_x = ~0ull;
-	}
-	s->jump_gen = ++c->more->jump_counter;
-}
-
-void mmu_forget_frames(struct vm *vm, u32 view, u32 first, u32 count)
-{
-	for (u32 i = 0; i < vm->ncpus; i++) {
-		struct cpu *c = vm->cpu[i];
-
-		for (u32 v = 0; v < HVI_MAX_VIEWS; v++) {
-			if (!c->more->set[v] || (view != ~0u && view != v))
-				continue;
-			if (count > 64)
-				set_reset(c, c->more->set[v]);
-			else
-				set_forget(c, c->more->set[v], first, count);
-		}
-		mmu_setup(c);
-	}
-}
-
-void mmu_forget_pages(struct vm *vm, u32 view, u32 page, u32 count)
-{
-	const u32 *remap = vm->view[view].remap;
-
-	if (count > 64 || !remap) {
-		mmu_forget_frames(vm, view, SPARE_FRAMES + page, count);
-		return;
-	}
-	for (u32 i = 0; i < count; i++)
-		mmu_forget_frames(vm, view, remap[page + i] != NO_FRAME ? remap[page + i] :
-				  SPARE_FRAMES + page + i, 1);
-}
-
-/* A frame is about to hold decoded code: stores must take the slow path from now on. */
-void mmu_revoke_write(struct vm *vm, u32 frame)
-{
-	for (u32 i = 0; i < vm->ncpus; i++) {
-		struct cpu *c = vm->cpu[i];
-
-		for (u32 v = 0; v < HVI_MAX_VIEWS; v++) {
-			struct tlb_set *s = c->more->set[v];
-
-			if (!s)
-				continue;
-			for (u32 k = 0; k < TLB_MODES * TLB_SIZE; k++) {
-				struct tlb_entry *e = &s->e[0][0] + k;
-
-				if (e->tag_w != ~0ull &&
-				    frame_of(vm, (void *)((e->tag_w & ~0xfffull) + (u64)e->addend)) == frame)
-					e->tag_w = ~0ull;
-			}
-		}
-	}
-}
-
-static enum tlb_mode current_mode(const struct cpu *c)
-{
-	if (c->cpl == 3)
-		return TLB_USER;
-	return c->rflags & FL_AC ? TLB_SUPER_AC : TLB_SUPER;
-}
-
-static bool alignment_checked(const struct cpu *c)
-{
-	return c->cpl == 3 && (c->cr0 & CR0_AM) && (c->rflags & FL_AC);
-}
-
-/* DR7 has a data breakpoint enabled (type 01 or 11). */
-static bool data_breakpoints(const struct cpu *c)
-{
-	u64 dr7 = c->more->dr[7];
-
-	for (int i = 0; i < 4; i++)
-		if ((dr7 >> (2 * i) & 3) && (dr7 >> (16 + 4 * i) & 1))
-			return true;
-	return false;
-}
-
-void mmu_setup(struct cpu *c)
-{
-	struct cpu_more *m = c->more;
-	struct tlb_set *s = m->set[m->view];
-	enum tlb_mode mode = current_mode(c);
-
-	c->tlb = m->nov || alignment_checked(c) || data_breakpoints(c) ? m->empty : s->e[mode];
-	c->tlb_gen = s->gen;
-	c->jump_key = (s->jump_gen << 24) ^ (m->cs_gen << 8) ^ (block_mode(c) | (u64)mode << 6);
 }
 
 /* ---- guest paging -------------------------------------------------------------------- */
@@ -343,16 +140,19 @@ static u64 entry_read(struct cpu *c, const void *host, u64 gpa, u32 size)
 	return v;
 }
 
-static void entry_or(struct cpu *c, void *host, u64 gpa, u32 rights, u64 old, u64 bits, u32 size)
+/* The bits alone: what an EMULATE reply supplied for the rest of the entry is not for memory. */
+static void entry_or(struct cpu *c, void *host, u64 gpa, u32 rights, u64 seen, u64 bits, u32 size)
 {
 	struct vm *vm = c->more->vm;
 	u32 frame = frame_of(vm, host);
-	u64 v = old | bits;
+	u64 v = 0;
 
-	if (v == old)
+	if (!(bits & ~seen))
 		return;
 	if (!(rights & HVI_W))
 		c->more->page->counters.ad_writes++;
+	memcpy(&v, host, size);
+	v |= bits;
 	memcpy(host, &v, size);
 	if (vm->frames[frame].code)
 		block_written(c, frame, (u32)(gpa & 0xfff), size);
@@ -462,7 +262,7 @@ static void walk_32(struct cpu *c, const struct op *o, u64 la, u32 err, u32 user
  */
 static u64 guest_walk(struct cpu *c, const struct op *o, u64 la, u32 kind, enum tlb_mode mode, u32 *perm)
 {
-	struct tlb_set *set = c->more->set[c->more->view];
+	struct tlb_context *context = c->more->set[c->more->view]->now;
 	struct walk w = { .span = 0xfff };
 	bool user = mode == TLB_USER;
 	bool smep = c->cr4 & CR4_SMEP, smap = c->cr4 & CR4_SMAP;
@@ -508,12 +308,12 @@ static u64 guest_walk(struct cpu *c, const struct op *o, u64 la, u32 kind, enum 
 		l->entry |= bits;
 	}
 	if (w.span > 0x3fffff) {
-		if (la >> 30 < set->huge_first)
-			set->huge_first = la >> 30;
-		if (la >> 30 > set->huge_last)
-			set->huge_last = la >> 30;
+		if (la >> 30 < context->huge_first)
+			context->huge_first = la >> 30;
+		if (la >> 30 > context->huge_last)
+			context->huge_last = la >> 30;
 	} else if (w.span > 0xfff) {
-		set->large[la >> 28 & 15] |= 1ull << (la >> 22 & 63);
+		context->large[la >> 28 & 15] |= 1ull << (la >> 22 & 63);
 	}
 	*perm = ok & (leaf->entry & PTE_D ? HVI_RWX : HVI_R | HVI_X);
 	return w.gpa;
@@ -546,17 +346,12 @@ struct piece {
 	const struct override *ov;
 };
 
-static bool canonical(const struct cpu *c, u64 la)
-{
-	return (u64)((i64)(la << c->canon_shift) >> c->canon_shift) == la;
-}
-
 static void fill(struct cpu *c, u64 la, u8 *host, u32 perm, enum tlb_mode mode)
 {
 	struct cpu_more *m = c->more;
 	struct tlb_set *s = m->set[m->view];
 	struct tlb_entry *e = &s->e[mode][(la >> 12) & (TLB_SIZE - 1)];
-	u64 tag = (la & ~0xfffull) | s->gen;
+	u64 tag = (la & ~0xfffull) | s->now->gen;
 
 	e->tag_r = perm & HVI_R ? tag : ~0ull;
 	e->tag_w = perm & HVI_W ? tag : ~0ull;
@@ -572,7 +367,7 @@ static void translate(struct cpu *c, const struct op *o, u64 la, u32 len, u32 ki
 	struct vm *vm = m->vm;
 	struct tlb_set *s = m->set[m->view];
 	const struct tlb_entry *e = &s->e[mode][(la >> 12) & (TLB_SIZE - 1)];
-	u64 tag = (la & ~0xfffull) | s->gen;
+	u64 tag = (la & ~0xfffull) | s->now->gen;
 	u32 perm, rights, k = kind & HVI_RWX;
 
 	p->len = len;
@@ -622,18 +417,19 @@ static void translate(struct cpu *c, const struct op *o, u64 la, u32 len, u32 ki
 /* Split at the page boundary and translate both parts; the number of parts. */
 static int pieces(struct cpu *c, const struct op *o, u64 la, u32 size, u32 kind, struct piece p[2])
 {
-	enum tlb_mode mode = kind & ACC_IMPLICIT ? TLB_SUPER : current_mode(c);
-	u32 first = PAGE - (u32)(la & 0xfff);
+	enum tlb_mode mode = kind & ACC_IMPLICIT ? TLB_SUPER : mmu_mode(c);
+	u32 first = PAGE - (u32)(la & 0xfff), align = size == 6 ? 4 : size;
 	u64 second = la + first;
 
-	if (c->long_mode && c->code_bits == 64) {
-		if (!canonical(c, la) || !canonical(c, la + size - 1))
+	/* Descriptor tables, TSS and an event's frame have 64-bit addresses in compatibility mode too. */
+	if (c->long_mode && (c->code_bits == 64 || (kind & ACC_IMPLICIT) || c->more->delivering)) {
+		if (!is_canonical(c, la) || !is_canonical(c, la + size - 1))
 			cpu_raise(c, o, o && (o->flags & OP_STACK_SEG) && !(kind & ACC_IMPLICIT) ? X_SS : X_GP, 0);
 	} else {
 		second = (u32)second;
 	}
-	if (alignment_checked(c) && !(kind & (ACC_IMPLICIT | ACC_X)) && size > 1 && size <= 8 &&
-	    (la & (size - 1)))
+	if (mmu_alignment_checked(c) && !(kind & (ACC_IMPLICIT | ACC_X)) && size > 1 && size <= 8 &&
+	    (la & (align - 1)))
 		cpu_raise(c, o, X_AC, 0);
 	if (size <= first) {
 		translate(c, o, la, size, kind, mode, &p[0]);
@@ -803,7 +599,7 @@ const u8 *mmu_fetch(struct cpu *c, u64 la)
 {
 	struct piece p[2];
 
-	if (c->code_bits == 64 && !canonical(c, la))
+	if (c->code_bits == 64 && !is_canonical(c, la))
 		cpu_raise(c, NULL, X_GP, 0);
 	pieces(c, NULL, la, 1, ACC_X, p);
 	c->more->fetch_gpa = p[0].gpa;
@@ -821,7 +617,10 @@ void mmu_fetch_bytes(struct cpu *c, const u8 *host, u8 *to, u32 len)
 
 /* ---- effective addresses with segments ---------------------------------------------------------- */
 
-/* SDM 3.4.5.1: limit check of off..off+size-1. */
+/*
+ * SDM 3.4.5.1: limit check of off..off+size-1. With a limit of 4 GiB there is
+ * none: an access over the end wraps (measured on Intel hosts).
+ */
 bool seg_limit_ok(const struct hvi_segment *s, u64 off, u32 size)
 {
 	u64 end = off + size - 1;
@@ -831,7 +630,7 @@ bool seg_limit_ok(const struct hvi_segment *s, u64 off, u32 size)
 
 		return off > s->limit && end <= top;
 	}
-	return end <= s->limit;
+	return end <= s->limit || s->limit == 0xffffffff;
 }
 
 u64 seg_linear(struct cpu *c, const struct op *o, u8 seg, u64 off, u32 size, bool write)
@@ -843,7 +642,7 @@ u64 seg_linear(struct cpu *c, const struct op *o, u8 seg, u64 off, u32 size, boo
 	if (c->code_bits == 64) {
 		u64 la = off + (seg == HVI_FS || seg == HVI_GS ? c->segbase[seg] : 0);
 
-		if (!canonical(c, la) || !canonical(c, la + (size ? size - 1 : 0)))
+		if (!is_canonical(c, la) || !is_canonical(c, la + (size ? size - 1 : 0)))
 			cpu_raise(c, o, stack ? X_SS : X_GP, 0);
 		return la;
 	}
@@ -866,7 +665,12 @@ u64 seg_linear(struct cpu *c, const struct op *o, u8 seg, u64 off, u32 size, boo
 
 u64 ea_slow(struct cpu *c, const struct op *o)
 {
-	u64 off = c->gpr[o->base] + (c->gpr[o->index] << o->scale) + (u64)o->disp;
+	return ea_at(c, o, 0);
+}
+
+u64 ea_at(struct cpu *c, const struct op *o, u64 by)
+{
+	u64 off = c->gpr[o->base] + (c->gpr[o->index] << o->scale) + (u64)o->disp + by;
 
 	if (o->asize == 4)
 		off = (u32)off;

@@ -19,6 +19,7 @@ u64 mmu_load_slow(struct cpu *c, const struct op *o, u64 la, u32 size);
 u64 mmu_load_rmw_slow(struct cpu *c, const struct op *o, u64 la, u32 size);
 void mmu_store_slow(struct cpu *c, const struct op *o, u64 la, u64 v, u32 size);
 u64 ea_slow(struct cpu *c, const struct op *o);
+u64 ea_at(struct cpu *c, const struct op *o, u64 by);	/* `by` bytes beyond the memory operand */
 
 static inline u64 ea(struct cpu *c, const struct op *o)
 {

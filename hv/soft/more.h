@@ -6,7 +6,6 @@
 #ifndef HVI_SOFT_MORE_H
 #define HVI_SOFT_MORE_H
 
-#include <pthread.h>
 #include <string.h>
 #include "cpu.h"
 
@@ -20,6 +19,8 @@
 #define QUANTUM		4096		/* instructions between two looks at the world; bounds native stack depth */
 #define DR6_FIXED	0xffff0ff0u
 #define DR7_FIXED	0x400u
+#define DEBUGCTL_LBR	(1u << 0)
+#define DEBUGCTL_BTF	(1u << 1)
 
 /* ---- blocks (block.c) ------------------------------------------------------ */
 
@@ -70,20 +71,30 @@ struct view {
 	u32 *remap;		/* frame that stands for a RAM page; NULL: none in this view */
 };
 
-/* The soft TLBs of one vCPU in one view. */
-struct tlb_set {
-	struct tlb_entry e[TLB_MODES][TLB_SIZE];
-	u64 gen;
+/* What one PCID has in a TLB set; without CR4.PCIDE there is PCID 0 alone. */
+struct tlb_context {
+	u32 pcid;
+	u64 gen;		/* 0: unused */
 	u64 jump_gen;		/* unique; changes when jumps[] entries become invalid */
 	/* For INVLPG, sets that may say yes too often: 4 MiB regions with entries of large pages, pages in jumps[]. */
 	u64 large[16];
 	u64 code[64];
 	u64 huge_first, huge_last;	/* span of 1 GiB pages seen, in GiB; empty when first > last */
 };
+#define TLB_CONTEXTS	8		/* Linux uses 6 PCIDs at a time */
+
+/* The soft TLBs of one vCPU in one view. */
+struct tlb_set {
+	struct tlb_entry e[TLB_MODES][TLB_SIZE];
+	struct tlb_context context[TLB_CONTEXTS];
+	struct tlb_context *now;	/* of the current PCID */
+	u32 turn;			/* context to be reused next */
+	u64 last_gen;
+};
 
 static inline void set_note_code(struct tlb_set *s, u64 la)
 {
-	s->code[la >> 18 & 63] |= 1ull << (la >> 12 & 63);
+	s->now->code[la >> 18 & 63] |= 1ull << (la >> 12 & 63);
 }
 
 struct slot {
@@ -119,7 +130,7 @@ struct vm {
 	u32 ncpuid;
 
 	u64 cr0_exit, cr4_exit;
-	bool cr3_exit, cr8_exit, xsetbv_exit, vmcall_exit, cpuid_exit, hlt_exit, int_exit;
+	bool cr3_exit, cr8_exit, xsetbv_exit, vmcall_exit, cpuid_exit, hlt_exit;
 	u32 dtr_exit, exception_exit;
 	u8 io_pass[65536 / 8];		/* bit set: the port does not exit */
 	u8 msr_read[3][MSR_BITMAP / 8], msr_write[3][MSR_BITMAP / 8];
@@ -128,7 +139,6 @@ struct vm {
 	volatile u32 attention;		/* pause or kick asked: look at paused[], kicked[] */
 	volatile u8 pause_report[HVI_MAX_VCPUS], kicked[HVI_MAX_VCPUS];
 	struct cpu *last;		/* exited last: its reply is to be taken */
-	pthread_mutex_t lock;
 };
 
 static inline u32 frame_of(const struct vm *vm, const void *host)
@@ -194,7 +204,7 @@ struct cpu_more {
 	u64 fetch_gpa;			/* of the last mmu_fetch; 0 unless overrides hold */
 	u64 cs_base;
 	u32 cs_limit;
-	u64 cs_gen;			/* changes with base or limit of CS outside 64-bit mode */
+	u16 cs_gen;			/* changes with base or limit of CS outside 64-bit mode */
 
 	struct hvi_segment ldtr, tr;
 	struct hvi_table gdtr, idtr;
@@ -212,6 +222,7 @@ struct cpu_more {
 	bool nmi_blocked;
 	bool in_iret;			/* an IRET is at work: it unblocks NMIs even when it faults (SDM 6.7.1) */
 	u64 pending_debug;		/* DR6 bits of a #DB trap to come */
+	u64 debug_before;		/* the same when the instruction began: what a fault goes back to */
 	bool single_tf;			/* RFLAGS.TF when the instruction began */
 
 	enum leave leave;
@@ -237,6 +248,7 @@ struct cpu_more {
 	u32 step_back;			/* view to return to, or ~0 */
 	bool in_exit;			/* page->exit stands for an unanswered exit */
 	u32 deliveries;			/* of events so far */
+	u64 run_adjust;			/* tsc_adjust when HVI_RUN began */
 	u64 quantum_end;
 
 	u64 one_rip;			/* where the overrides belong to */
@@ -249,13 +261,16 @@ struct cpu_more {
 #define ACC_X		HVI_X
 #define ACC_IMPLICIT	(1u << 8)	/* implicit supervisor access: descriptor tables, TSS, IDT */
 
-/* mmu.c */
+/* mmu.c, tlb.c */
 u32 mmu_ram_page(const struct vm *vm, u64 gfn);		/* page number in RAM or NO_FRAME */
 u32 mmu_frame(const struct vm *vm, u32 view, u64 gfn, u32 *rights); /* frame or NO_FRAME */
+enum tlb_mode mmu_mode(const struct cpu *c);	/* of explicit data accesses now */
+bool mmu_alignment_checked(const struct cpu *c); /* CR0.AM, RFLAGS.AC, CPL 3 */
 void mmu_setup(struct cpu *c);			/* choose c->tlb after a change of mode, privilege, view */
-void mmu_flush(struct cpu *c);			/* the current view's TLBs */
 void mmu_flush_all(struct cpu *c);		/* every view's */
-void mmu_flush_page(struct cpu *c, u64 la);
+void mmu_flush_page(struct cpu *c, u64 la);	/* whatever the PCID */
+void mmu_switch_pcid(struct cpu *c, bool flush); /* after a change of CR3 with CR4.PCIDE */
+void mmu_flush_pcid(struct cpu *c, u32 pcid);
 void mmu_forget_frames(struct vm *vm, u32 view, u32 first, u32 count); /* drop tags of host frames; view ~0: every view */
 void mmu_forget_pages(struct vm *vm, u32 view, u32 page, u32 count); /* of RAM, by what stands for them in the view */
 void mmu_revoke_write(struct vm *vm, u32 frame);
@@ -287,7 +302,6 @@ static inline u32 jump_hash(u64 rip)
 
 /* exec.c */
 void op_block_end(struct cpu *c, const struct op *o);
-void cpu_continue(struct cpu *c, const struct op *o);	/* on to the next instruction through the loop's checks */
 void cpu_mode_changed(struct cpu *c);	/* segments, CR0, CR4, EFER, CPL changed */
 noreturn void cpu_exit(struct cpu *c, const struct op *o, u32 reason);	/* page->exit is filled */
 struct hvi_exit *cpu_exit_record(struct cpu *c);	/* a zeroed record */
@@ -297,6 +311,7 @@ u32 exec_run(struct vm *vm, u64 deadline, bool has_deadline, struct cpu **who);
 noreturn void cpu_emulation(struct cpu *c, const struct op *o, u64 detail);
 bool exec_can_take_irq(const struct cpu *c);
 u32 exec_interruptibility(const struct cpu *c);
+void exec_drop_one(struct cpu *c);	/* forget overrides, passes and STEP; the caller does mmu_setup */
 
 /* state.c */
 void state_reset(struct cpu *c);

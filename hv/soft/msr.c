@@ -21,12 +21,12 @@ enum {
 
 /*
  * RDCL_NO IBRS_ALL SKIP_L1DFL_VMENTRY SSB_NO MDS_NO PSCHANGE_MC_NO TAA_NO
- * SBDR_SSDP_NO FBSDP_NO PSDP_NO BHI_NO PBRSB_NO GDS_NO RFDS_NO: nothing
+ * SBDR_SSDP_NO FBSDP_NO PSDP_NO BHI_NO PBRSB_NO GDS_NO RFDS_NO ITS_NO: nothing
  * speculates here, so there is nothing to mitigate.
  */
 #define ARCH_CAPS	((1ull << 0) | (1ull << 1) | (1ull << 3) | (1ull << 4) | (1ull << 5) | (1ull << 6) | \
 			 (1ull << 8) | (1ull << 13) | (1ull << 14) | (1ull << 15) | (1ull << 20) | (1ull << 24) | \
-			 (1ull << 26) | (1ull << 27))
+			 (1ull << 26) | (1ull << 27) | (1ull << 62))
 
 /* IBRS, STIBP, SSBD: any of them brings IA32_SPEC_CTRL. */
 #define SPEC_CTRL_BITS	((1u << 26) | (1u << 27) | (1u << 31))
@@ -114,11 +114,6 @@ bool msr_read(struct cpu *c, const struct op *o, u32 index, u64 *value)
 	return true;
 }
 
-static bool canonical(const struct cpu *c, u64 v)
-{
-	return (u64)((i64)(v << c->canon_shift) >> c->canon_shift) == v;
-}
-
 /* Memory types: UC WC WT WP WB; PAT has UC- (7) as well. */
 static bool types_ok(u64 v, u32 good)
 {
@@ -147,7 +142,7 @@ bool msr_write_ok(const struct cpu *c, u32 index, u64 v)
 		return (leaf7_edx(c) & SPEC_CTRL_BITS) && !(v & ~7ull);
 	case M_SYSENTER_ESP: case M_SYSENTER_EIP: case M_LSTAR: case M_CSTAR:
 	case M_FS_BASE: case M_GS_BASE: case M_KERNEL_GS_BASE:
-		return canonical(c, v);
+		return is_canonical(c, v);
 	case M_DEBUGCTL:
 		return !(v & ~0x1ffc3ull);
 	case M_PAT:

@@ -158,7 +158,9 @@ static void run_mxcsr(struct cpu *c, const struct op *o)
 	m = operand(c, o, f);
 	mxcsr = get_u32(c->xsave + XS_MXCSR);
 	unmasked = ~(mxcsr >> 7) & MXCSR_FLAGS;
-	use = ((mxcsr & MXCSR_VALID) | MXCSR_MASKS) & ~MXCSR_FLAGS;
+	use = (mxcsr & MXCSR_VALID) | MXCSR_MASKS;
+	if (unlikely(unmasked))		/* which of them are new? */
+		use &= ~MXCSR_FLAGS;
 	if (unlikely(unmasked & MXCSR_UE)) {
 		use &= ~MXCSR_FTZ;	/* has no effect then (SDM 1, 10.2.3.3) */
 		flags = underflow(c, o, f, m.host, use);

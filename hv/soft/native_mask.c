@@ -129,14 +129,12 @@ static void gather(struct cpu *c, const struct op *o)
 	memset(mask + s.vector, 0, sizeof(mask) - s.vector);
 	vector_put(c, o->b, mask);
 	for (u32 i = 0; i < count; i++) {
-		struct op at = *o;
 		i64 n;
 
 		if (!chosen(mask, i, s.element))
 			continue;
 		n = s.index == 8 ? (i64)get_u64(index + 8 * i) : (i32)get_u32(index + 4 * i);
-		at.disp += (i64)((u64)n << s.scale);
-		mem_read(c, o, ea(c, &at), v + i * s.element, s.element);
+		mem_read(c, o, ea_at(c, o, (u64)n << s.scale), v + i * s.element, s.element);
 		memset(mask + i * s.element, 0, s.element);
 		/* Done: not again after a fault of a later one. */
 		memset(v + s.vector, 0, sizeof(v) - s.vector);

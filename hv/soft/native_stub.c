@@ -11,8 +11,9 @@
  *	rdi cpu, rsi memory operand, edx MXCSR / rdx FXSAVE image,
  *	ecx forbidding MXCSR bits, r11 XSAVE image, rax scratch and flags
  *
- * All of these are caller-saved, so that a stub has no frame. MXCSR, the x87
- * state and the upper halves of YMM are left as C code wants them.
+ * All of these are caller-saved, so that a stub has no frame. The x87 state,
+ * the controls in MXCSR and the upper halves of YMM are left as C code wants
+ * them.
  */
 #include <string.h>
 #include "native_int.h"
@@ -112,11 +113,17 @@ static void move_gpr(struct emit *e, u8 host, u8 guest, bool store)
 	put(e, (u8)(8 * guest));
 }
 
-/* movaps xmm, [r11 + disp] or back. */
-static void move_xmm(struct emit *e, u8 n, bool store)
+/* movaps xmm, [r11 + disp] or back; vmovaps around VEX instructions, since mixing the two is slow. */
+static void move_xmm(struct emit *e, u8 n, bool store, bool vex)
 {
-	put(e, 0x41 | (n >= 8 ? 4 : 0));
-	put(e, 0x0f);
+	if (vex) {
+		put(e, 0xc4);
+		put(e, 0x41 | (n >= 8 ? 0 : 0x80));
+		put(e, 0x78);
+	} else {
+		put(e, 0x41 | (n >= 8 ? 4 : 0));
+		put(e, 0x0f);
+	}
 	put(e, store ? 0x29 : 0x28);
 	put(e, 0x83 | (n & 7) << 3);
 	put32le(e, XS_XMM + 16u * n);
@@ -259,6 +266,9 @@ static void encode(struct emit *e, const struct insn *in)
 
 static void load_operands(struct emit *e, const struct insn *in)
 {
+	bool vex = in->z.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX;
+	u32 wide = 0;
+
 	for (u32 i = 0; i < in->z.operand_count; i++) {
 		const ZydisDecodedOperand *p = &in->op[i];
 		ZydisRegister r = p->reg.value;
@@ -276,10 +286,12 @@ static void load_operands(struct emit *e, const struct insn *in)
 			} else if (h >= 8 || n <= 2) {
 				move_gpr(e, h, n, false);
 			}
-		} else if (is_xmm(r) || is_ymm(r)) {
-			move_xmm(e, vector_number(r), false);
-			if (is_ymm(r))
-				move_high(e, vector_number(r), false);
+		} else if (is_ymm(r)) {
+			move_xmm(e, vector_number(r), false, vex);
+			move_high(e, vector_number(r), false);
+			wide |= 1u << vector_number(r);
+		} else if (is_xmm(r) && !(wide >> vector_number(r) & 1)) {
+			move_xmm(e, vector_number(r), false, vex);
 		}
 	}
 }
@@ -302,7 +314,7 @@ static void store_operands(struct emit *e, const struct insn *in)
 
 			move_gpr(e, host_gpr(p, n), n, true);
 		} else if (is_xmm(r) || is_ymm(r)) {
-			move_xmm(e, vector_number(r), true);
+			move_xmm(e, vector_number(r), true, vex);
 			if (is_ymm(r))
 				move_high(e, vector_number(r), true);
 			else if (vex)
@@ -316,9 +328,13 @@ static void build(struct emit *e, const struct insn *in, const struct form *f)
 	const ZydisAccessedFlags *fl = in->z.cpu_flags;
 	u32 written = fl ? (fl->modified | fl->set_0 | fl->set_1 | fl->undefined) & FL_STATUS : 0;
 	u32 read = fl ? fl->tested & FL_STATUS : 0;
+	/* Flags that come out as they went in: those not written, and maybe the undefined ones. */
+	u32 kept = fl ? FL_STATUS & ~((fl->modified | fl->set_0 | fl->set_1) & ~fl->undefined) : 0;
 	bool mxcsr = f->bits & FORM_MXCSR, fx = f->bits & FORM_FX, wide = false;
 	u32 skip = 0;
 
+	if (in->flags_dead)
+		written = 0;
 	for (u32 i = 0; i < in->z.operand_count; i++)
 		if (in->op[i].type == ZYDIS_OPERAND_TYPE_REGISTER && is_ymm(in->op[i].reg.value))
 			wide = true;
@@ -330,9 +346,20 @@ static void build(struct emit *e, const struct insn *in, const struct form *f)
 	if (fx)
 		PUTS(e, "\x48\x0f\xae\x0a");	/* fxrstor64 [rdx] */
 	else if (mxcsr)
-		PUTS(e, "\x89\x54\x24\xe8\x0f\xae\x54\x24\xe8"); /* mov [rsp - 24], edx; ldmxcsr [rsp - 24] */
+		/*
+		 * LDMXCSR is slow: not when the controls are equal already and
+		 * every status bit that is set is set in edx too.
+		 */
+		PUTS(e, "\x8b\x44\x24\xe0"		/* mov eax, [rsp - 32] */
+			"\x41\x89\xc2"			/* mov r10d, eax */
+			"\x41\x31\xd2"			/* xor r10d, edx */
+			"\x0d\xc0\xff\x00\x00"		/* or eax, 0xffc0 */
+			"\x41\x85\xc2"			/* test r10d, eax */
+			"\x74\x09"			/* jz over */
+			"\x89\x54\x24\xe8"		/* mov [rsp - 24], edx */
+			"\x0f\xae\x54\x24\xe8");	/* ldmxcsr [rsp - 24] */
 	load_operands(e, in);
-	if (read | written) {
+	if (read || (written && kept)) {
 		PUTS(e, "\xff\xb7");		/* push qword [rdi + flags] */
 		put32le(e, OFF(flags));
 		put(e, 0x9d);			/* popfq */
@@ -345,8 +372,16 @@ static void build(struct emit *e, const struct insn *in, const struct form *f)
 		PUTS(e, "\xdb\xe3");		/* fninit */
 		PUTS(e, "\x0f\xae\x54\x24\xe0");	/* ldmxcsr [rsp - 32] */
 	} else if (mxcsr) {
-		PUTS(e, "\x0f\xae\x5c\x24\xe8\x0f\xae\x54\x24\xe0");	/* stmxcsr [rsp - 24]; ldmxcsr [rsp - 32] */
-		PUTS(e, "\x8b\x54\x24\xe8\x85\xca");	/* mov edx, [rsp - 24]; test edx, ecx */
+		/* Left behind: the default controls, with whatever status bits. */
+		PUTS(e, "\x0f\xae\x5c\x24\xe8"		/* stmxcsr [rsp - 24] */
+			"\x8b\x54\x24\xe8"		/* mov edx, [rsp - 24] */
+			"\x89\xd6"			/* mov esi, edx */
+			"\x81\xe6\xc0\xff\x00\x00"	/* and esi, 0xffc0 */
+			"\x81\xfe\x80\x1f\x00\x00"	/* cmp esi, 0x1f80 */
+			"\x74\x0d"			/* je over */
+			"\xc7\x44\x24\xe8\x80\x1f\x00\x00"	/* mov dword [rsp - 24], 0x1f80 */
+			"\x0f\xae\x54\x24\xe8");	/* ldmxcsr [rsp - 24] */
+		PUTS(e, "\x85\xca");			/* test edx, ecx */
 		PUTS(e, "\x0f\x85");		/* jnz done */
 		skip = e->n;
 		put32le(e, 0);

@@ -60,6 +60,8 @@ static void fxsave(struct cpu *c, const struct op *o)
 	x87_head(c, o, image);
 	for (u32 i = 0; i < 8; i++)
 		memset(image + XS_ST + 16 * i + 10, 0, 6);
+	/* The whole area has to be writable, though its end is software's. */
+	mem_probe_write(c, o, la, XS_LEGACY);
 	mem_write(c, o, la, image, bytes);
 	NEXT(c, o);
 }

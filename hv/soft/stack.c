@@ -194,7 +194,7 @@ HANDLER(popf)
 	v = stack_read(c, o, o->size, 0);
 	stack_move(c, o->size);
 	flags_set_all(c, (flags_all(c) & ~(may | FL_RF)) | (v & may));
-	return cpu_jump(c, o, op_next_rip(c, o));
+	return cpu_continue(c, o);
 }
 
 /* ---- ENTER, LEAVE ------------------------------------------------------------------------- */

@@ -30,11 +30,6 @@ static inline void need_protected(struct cpu *c, const struct op *o)
 		raise_ud(c, o);
 }
 
-static inline bool is_canonical(const struct cpu *c, u64 v)
-{
-	return (u64)((i64)(v << c->canon_shift) >> c->canon_shift) == v;
-}
-
 /* Write a general register as an instruction of that operand size does. */
 static inline void set_gpr(struct cpu *c, u8 r, u32 size, u64 v)
 {

@@ -119,19 +119,6 @@ static int reply_ok(struct cpu *c)
 	}
 }
 
-static void drop_one(struct cpu *c)
-{
-	struct cpu_more *m = c->more;
-
-	m->one = false;
-	m->nov = 0;
-	m->pass.valid = false;
-	if (m->step_back != ~0u) {
-		m->view = m->step_back;
-		m->step_back = ~0u;
-	}
-}
-
 static void skip(struct cpu *c)
 {
 	struct cpu_more *m = c->more;
@@ -147,7 +134,7 @@ static void skip(struct cpu *c)
 	if (m->step_back != ~0u || m->one) {
 		bool notify = m->step_notify;
 
-		drop_one(c);
+		exec_drop_one(c);
 		m->notify_step = notify;
 		m->step_notify = false;
 	}
@@ -235,7 +222,7 @@ static void take_reply(struct cpu *c)
 	r->action = HVI_REPLY_RESUME;
 	m->in_exit = false;
 	if (m->one && m->one_rip != c->rip)
-		drop_one(c);	/* the engine moved the guest elsewhere */
+		exec_drop_one(c);	/* the engine moved the guest elsewhere */
 	switch (action) {
 	case HVI_REPLY_RESUME:
 		resume(c);
@@ -268,7 +255,7 @@ static void take_reply(struct cpu *c)
 		break;
 	case HVI_REPLY_INJECT:
 		m->evt.valid = false;
-		drop_one(c);
+		exec_drop_one(c);
 		break;
 	}
 	mmu_setup(c);
@@ -330,6 +317,8 @@ static int enter(struct vm *vm, struct cpu **who)
 				return -ENOMEM;
 		}
 	}
+	for (u32 i = 0; i < vm->ncpus; i++)
+		vm->cpu[i]->epoch++;	/* all of them, also when the state of one is invalid: blocks are shared */
 	for (u32 i = 0; i < vm->ncpus; i++) {
 		struct cpu *c = vm->cpu[i];
 		struct cpu_more *m = c->more;
@@ -341,7 +330,6 @@ static int enter(struct vm *vm, struct cpu **who)
 			m->view = m->page->view;
 			mmu_setup(c);
 		}
-		c->epoch++;
 		if (!dirty)
 			continue;
 		m->page->dirty = 0;

@@ -4,6 +4,7 @@
  * from the caller is checked here.
  */
 #include <errno.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include "more.h"
@@ -49,7 +50,6 @@ static void vm_free(struct vm *vm)
 		munmap(vm->base, SPARE_BYTES + MAX_RAM);
 	if (vm->frames)
 		munmap(vm->frames, FRAMES_BYTES);
-	pthread_mutex_destroy(&vm->lock);
 	free(vm);
 }
 
@@ -60,7 +60,6 @@ API long hvi_soft_open(void)
 
 	if (!vm)
 		return -ENOMEM;
-	pthread_mutex_init(&vm->lock, NULL);
 	vm->base = reserve(SPARE_BYTES + MAX_RAM);
 	vm->frames = zero_pages(FRAMES_BYTES);
 	vm->view[0].used = true;
@@ -344,8 +343,6 @@ static int intercept(struct vm *vm, const struct hvi_intercept *a)
 		return intercept_flag(&vm->cpuid_exit, a);
 	case HVI_INTERCEPT_HLT:
 		return intercept_flag(&vm->hlt_exit, a);
-	case HVI_INTERCEPT_INT:
-		return intercept_flag(&vm->int_exit, a);
 	default:
 		return -EINVAL;
 	}

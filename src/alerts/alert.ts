@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * What the engine reports: violations (something looked like an attack) and events (the guest did
  * something worth knowing). One schema for both; `schema` names its version. Guest addresses are
@@ -11,8 +12,8 @@ export const ALERT_SCHEMA = "hvi.alert/1";
 /** Whether the guest's attempt had its effect. */
 export type Action = "denied" | "allowed";
 
-/** Why that action was taken. */
-export type Reason = "no-exception" | "report-only" | "internal-error";
+/** Why that action was taken: nothing allows such an access. */
+export type Reason = "no-exception";
 
 export type VictimKind =
   | "kernel-text"
@@ -56,7 +57,7 @@ export interface Access {
   /** Bytes in memory before, and those it tried to write; hexadecimal, memory order. */
   old?: string;
   new?: string;
-  /** How many like accesses this alert stands for (REP, loops over one range). */
+  /** How many accesses this alert stands for: of one store (REP, a copy loop), or repeats of it. */
   count: number;
 }
 
@@ -79,27 +80,17 @@ interface Header {
   vcpu: number;
 }
 
-export interface EptViolation extends Header {
+export interface Violation extends Header {
   kind: "violation";
-  type: "ept-violation";
+  /**
+   * `translation-violation`: a page-table entry of protected memory was about to point elsewhere;
+   * the access is the write to the entry, the victim what it translates.
+   */
+  type: "ept-violation" | "translation-violation";
   protection: string;
   action: Action;
   reason: Reason;
   /** MITRE ATT&CK technique. */
-  technique: string;
-  originator: Originator;
-  victim: Victim;
-  access: Access;
-  process?: ProcessInfo;
-}
-
-/** A page-table entry of protected memory was about to point elsewhere. */
-export interface TranslationViolation extends Header {
-  kind: "violation";
-  type: "translation-violation";
-  protection: string;
-  action: Action;
-  reason: Reason;
   technique: string;
   originator: Originator;
   victim: Victim;
@@ -121,7 +112,6 @@ export interface GuestEvent extends Header {
   details?: Record<string, string | number>;
 }
 
-export type Violation = EptViolation | TranslationViolation;
 export type Alert = Violation | GuestEvent;
 
 /** An alert before the queue has numbered and dated it. */

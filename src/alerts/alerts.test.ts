@@ -1,18 +1,19 @@
-import { expect, test } from "bun:test";
+// SPDX-License-Identifier: MIT
+import { describe, expect, test } from "bun:test";
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import type { Alert, Draft, EptViolation } from "./alert.ts";
+import type { Alert, Draft, Violation } from "./alert.ts";
 import { JsonLinesSink } from "./jsonl.ts";
 import { AlertQueue } from "./queue.ts";
-import { formatAlert } from "./terminal.ts";
+import { formatAlert, TerminalSink } from "./terminal.ts";
 
 function violation(change: {
   gva?: number;
   size?: number;
   rip?: string;
   action?: "denied" | "allowed";
-}): Draft<EptViolation> {
+}): Draft<Violation> {
   const { gva = 0x1000, size = 1, rip = "0x10", action = "denied" } = change;
   return {
     kind: "violation",
@@ -35,10 +36,17 @@ function violation(change: {
   };
 }
 
-function collect(): { queue: AlertQueue; seen: Alert[] } {
+function collect() {
   const seen: Alert[] = [];
-  const queue = new AlertQueue([{ write: (alert) => seen.push(alert), close: () => {} }]);
-  return { queue, seen };
+  const host = { ms: 0 };
+  const sink = { write: (alert: Alert) => seen.push(alert), close: () => {} };
+  const queue = new AlertQueue([sink], () => host.ms);
+  return { queue, seen, host };
+}
+
+/** Accesses that the violations stand for. */
+function accesses(alerts: readonly Alert[]): number {
+  return alerts.reduce((sum, a) => sum + (a.kind === "violation" ? a.access.count : 0), 0);
 }
 
 test("nothing reaches a sink before drain, then all of it in order", () => {
@@ -56,7 +64,7 @@ test("a store that goes on byte by byte is one alert with all bytes", () => {
   for (let i = 0; i < 16; i++) queue.push(violation({ gva: 0x1000 + i }));
   queue.drain();
   expect(seen).toHaveLength(1);
-  const [alert] = seen as EptViolation[];
+  const [alert] = seen as Violation[];
   expect(alert?.access).toMatchObject({ size: 16, count: 16, new: "cc".repeat(16) });
 });
 
@@ -79,7 +87,7 @@ test("an alert already sent is not grown", () => {
   queue.drain();
   queue.push(violation({ gva: 0x1001 }));
   queue.drain();
-  expect((seen as EptViolation[]).map((a) => a.access.size)).toEqual([1, 1]);
+  expect((seen as Violation[]).map((a) => a.access.size)).toEqual([1, 1]);
 });
 
 test("violations are counted by protection and verdict", () => {
@@ -91,6 +99,78 @@ test("violations are counted by protection and verdict", () => {
   expect(Object.fromEntries(queue.counts)).toEqual({
     "kernel-image denied": 2,
     "kernel-image allowed": 1,
+  });
+});
+
+describe("a flood", () => {
+  const TIMES = 100_000;
+
+  test("of one violation over and over is a few alerts and a count a second, none lost", () => {
+    const { queue, seen, host } = collect();
+    for (let i = 0; i < TIMES; i++) {
+      queue.push(violation({}));
+      if (i % 100 === 99) {
+        host.ms += 10;
+        queue.drain();
+      }
+    }
+    queue.close();
+    expect(queue.violations).toBe(TIMES);
+    expect(accesses(seen)).toBe(TIMES);
+    expect(seen.length).toBeLessThan(30);
+  });
+
+  test("of a store of several bytes over and over keeps its bytes together", () => {
+    const { queue, seen } = collect();
+    for (let i = 0; i < 1000; i++) {
+      for (let byte = 0; byte < 4; byte++) queue.push(violation({ gva: 0x1000 + byte }));
+    }
+    queue.close();
+    expect(accesses(seen)).toBe(4000);
+    expect(seen.every((a) => a.kind === "violation" && a.access.size === 4)).toBe(true);
+    expect(seen.length).toBeLessThan(20);
+  });
+
+  test("of different violations loses none, and counts repeats of more than it remembers", () => {
+    const { queue, seen } = collect();
+    for (let i = 0; i < TIMES; i++) {
+      queue.push(violation({ gva: 0x1000 + 2 * (i % 5000) }));
+      if (i % 1000 === 0) queue.drain();
+    }
+    queue.close();
+    expect(accesses(seen)).toBe(TIMES);
+  });
+
+  test("that has stopped is reported at once when it comes again", () => {
+    const { queue, seen, host } = collect();
+    for (let i = 0; i < 20; i++) queue.push(violation({}));
+    queue.drain();
+    expect(seen).toHaveLength(8);
+    for (const ms of [1000, 2000, 3000]) {
+      host.ms = ms;
+      queue.drain();
+    }
+    expect(seen).toHaveLength(9);
+    queue.push(violation({}));
+    queue.drain();
+    expect(seen).toHaveLength(10);
+    expect(accesses(seen)).toBe(21);
+  });
+
+  test("does not drown the terminal, which says how much it left out", () => {
+    const lines: string[] = [];
+    const host = { ms: 0 };
+    const queue = new AlertQueue([new TerminalSink((l) => lines.push(l), false)], () => host.ms);
+    for (let i = 0; i < 1000; i++) queue.push(violation({ gva: 0x1000 + 2 * i }));
+    queue.drain();
+    host.ms = 1000;
+    queue.push(violation({ gva: 0x100 }));
+    queue.close();
+    const shown = lines.filter((l) => l.startsWith("DENIED")).length;
+    expect(shown).toBeLessThan(300);
+    expect(lines).toContain(
+      `hvi: ${1001 - shown} more violations in that second are not shown here`,
+    );
   });
 });
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import { closeSync, fsyncSync, openSync, writeSync } from "node:fs";
 import type { Alert, AlertSink } from "./alert.ts";
 

@@ -1,9 +1,17 @@
+// SPDX-License-Identifier: MIT
 import type { Alert, AlertSink, Originator, Violation } from "./alert.ts";
 
-/** One readable line an alert, for people. */
+/** Violations shown in one second; a person reads no more, and a terminal takes its time. */
+const LINES_A_SECOND = 200;
+
+/** One readable line an alert, for people; of a flood, the beginning of each second and a count. */
 export class TerminalSink implements AlertSink {
   readonly #write: (line: string) => void;
   readonly #colour: boolean;
+  /** The host's second that `#shown` and `#left` count in: `time` of an alert, to the second. */
+  #second = "";
+  #shown = 0;
+  #left = 0;
 
   constructor(write: (line: string) => void, colour: boolean) {
     this.#write = write;
@@ -11,10 +19,25 @@ export class TerminalSink implements AlertSink {
   }
 
   write(alert: Alert): void {
-    this.#write(formatAlert(alert, this.#colour));
+    const second = alert.time.slice(0, 19);
+    if (second !== this.#second) {
+      this.#tellLeft();
+      this.#second = second;
+      this.#shown = 0;
+    }
+    if (alert.kind === "violation" && ++this.#shown > LINES_A_SECOND) this.#left++;
+    else this.#write(formatAlert(alert, this.#colour));
   }
 
-  close(): void {}
+  close(): void {
+    this.#tellLeft();
+  }
+
+  #tellLeft(): void {
+    if (this.#left === 0) return;
+    this.#write(`hvi: ${this.#left} more violations in that second are not shown here`);
+    this.#left = 0;
+  }
 }
 
 /** The line for one alert, without a newline. */
@@ -34,7 +57,8 @@ function describe(v: Violation): string {
     v.type === "translation-violation"
       ? "remap of"
       : `${v.access.kind} of ${v.access.size} bytes at`;
-  return `${v.protection}: ${what} ${victim} (${v.victim.kind})${bytes} by ${who(v.originator)}${process}`;
+  const times = v.access.count > 1 ? `, ${v.access.count} accesses` : "";
+  return `${v.protection}: ${what} ${victim} (${v.victim.kind})${bytes}${times} by ${who(v.originator)}${process}`;
 }
 
 function who(o: Originator): string {

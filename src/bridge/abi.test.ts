@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import { expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { ABI_OUTPUT, generateAbi } from "../../hv/abi/gen.ts";

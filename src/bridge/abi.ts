@@ -113,7 +113,6 @@ export const HVI_INTERCEPT_EXCEPTION = 10;
 export const HVI_INTERCEPT_IO = 11;
 export const HVI_INTERCEPT_CPUID = 12;
 export const HVI_INTERCEPT_HLT = 13;
-export const HVI_INTERCEPT_INT = 14;
 
 // enum hvi_seg_index
 export const HVI_ES = 0;
@@ -457,7 +456,6 @@ export const hviInterceptKindNames: Readonly<Record<number, string>> = {
   11: "IO",
   12: "CPUID",
   13: "HLT",
-  14: "INT",
 };
 export const hviSegIndexNames: Readonly<Record<number, string>> = {
   0: "ES",

@@ -1,8 +1,9 @@
+// SPDX-License-Identifier: MIT
 import { describe, expect, test } from "bun:test";
 import * as abi from "./abi.ts";
-import { EptRanges } from "./ept_ranges.ts";
+import { EptRanges } from "./ept-ranges.ts";
 import { BackendError, HviError } from "./error.ts";
-import { FakeBackend, fakeVm } from "./fake.ts";
+import { FakeBackend, fakeVm } from "./fake.fixture.ts";
 import { openVm } from "./index.ts";
 import { hasDevice } from "./native.ts";
 import { GuestRam, RAM_CHUNK } from "./ram.ts";

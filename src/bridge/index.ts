@@ -7,7 +7,7 @@ import { Vm } from "./vm.ts";
 
 export * from "./abi.ts";
 export { type AssetName, assetBytes, assetPath, registerAsset } from "./assets.ts";
-export { EptRanges } from "./ept_ranges.ts";
+export { EptRanges } from "./ept-ranges.ts";
 export { BackendError, errnoName, HviError } from "./error.ts";
 export { DEVICE } from "./native.ts";
 export { GuestRam, type MemorySlot, RAM_CHUNK } from "./ram.ts";

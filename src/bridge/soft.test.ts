@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** The bridge over the real software vCPU: loading, the run loop and the end of a machine. */
 import { describe, expect, test } from "bun:test";
 import * as abi from "./abi.ts";

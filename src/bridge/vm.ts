@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 import * as abi from "./abi.ts";
 import { type Backend, Block } from "./backend.ts";
-import { EPT_RANGES_MAX, type EptRanges } from "./ept_ranges.ts";
+import { EPT_RANGES_MAX, type EptRanges } from "./ept-ranges.ts";
 import { BackendError, HviError } from "./error.ts";
 import { GuestRam, type MemorySlot, RAM_CHUNK } from "./ram.ts";
 import { Vcpu } from "./vcpu.ts";

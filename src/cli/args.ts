@@ -1,9 +1,12 @@
-import { InputError } from "../machine/errors.ts";
+// SPDX-License-Identifier: MIT
+import { InputError } from "../errors.ts";
 
 /* Values of command-line options. All throw InputError. */
 
 const UNITS: Record<string, number> = { "": 1 << 20, K: 1 << 10, M: 1 << 20, G: 1 << 30 };
 const MIN_MEMORY = 16 << 20;
+/** What a timer of the runtime can wait for: 2^31 - 1 ms. */
+const MAX_SECONDS = 2_147_483;
 const MAX_MEMORY = 64 * 2 ** 30;
 
 /** Memory size such as 256M, 2G or 512 (MiB); a multiple of 2 MiB. In bytes. */
@@ -28,11 +31,16 @@ export function parseCount(option: string, text: string, min: number, max: numbe
   return value;
 }
 
-/** Seconds above zero, fractions allowed. */
+/** Seconds above zero, up to MAX_SECONDS, fractions allowed. */
 export function parseSeconds(option: string, text: string): number {
   const value = Number(text);
   if (!/^\d+(\.\d+)?$/.test(text) || value <= 0)
     throw new InputError(`--${option} ${text}: not a number of seconds`, "write it as 30 or 2.5");
+  if (value > MAX_SECONDS)
+    throw new InputError(
+      `--${option} ${text}: more than ${MAX_SECONDS} seconds (24 days)`,
+      "leave it out for no limit",
+    );
   return value;
 }
 

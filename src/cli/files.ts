@@ -1,6 +1,7 @@
+// SPDX-License-Identifier: MIT
 import { closeSync, openSync, readFileSync, statSync } from "node:fs";
 import { basename, dirname } from "node:path";
-import { InputError } from "../machine/errors.ts";
+import { InputError } from "../errors.ts";
 
 function reason(error: unknown): string {
   switch ((error as NodeJS.ErrnoException).code) {
@@ -18,7 +19,10 @@ function reason(error: unknown): string {
 /** A whole input file; throws InputError naming the option that it was given with. */
 export function readInput(path: string, option: string): Uint8Array {
   try {
-    if (statSync(path).isDirectory()) throw Object.assign(new Error(), { code: "EISDIR" });
+    const stat = statSync(path);
+    if (stat.isDirectory()) throw Object.assign(new Error(), { code: "EISDIR" });
+    // A device such as /dev/zero never ends.
+    if (!stat.isFile() && !stat.isFIFO()) throw new Error("not a file");
     return new Uint8Array(readFileSync(path));
   } catch (error) {
     throw new InputError(`--${option} ${path}: ${reason(error)}`, "check the path");
@@ -45,6 +49,18 @@ export function openOutput(path: string, option: string): number {
       "give a path that can be written",
     );
   }
+}
+
+/** Makes sure that a file can be put in the place of `path` later, without creating it. */
+export function checkReplaceable(path: string, option: string): void {
+  checkOutputFolder(path, option);
+  const stat = statSync(path, { throwIfNoEntry: false });
+  // A device or folder of that name would be replaced, or refused when it is too late.
+  if (stat !== undefined && !stat.isFile())
+    throw new InputError(
+      `--${option} ${path}: not a file`,
+      "give the path of a file, or a new one",
+    );
 }
 
 /** Makes sure that a file can be created later, without creating it. */

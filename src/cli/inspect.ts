@@ -2,8 +2,8 @@
 import type { CAC } from "cac";
 import { ask, findMachine } from "../control/client.ts";
 import type { ControlServer } from "../control/server.ts";
+import { InputError } from "../errors.ts";
 import type { LinuxGuest } from "../guest/linux/kernel.ts";
-import { InputError } from "../machine/errors.ts";
 import type { Machine } from "../machine/machine.ts";
 import { openSnapshot } from "../machine/snapshot/index.ts";
 import { PhysicalMemory, parseGpa } from "../memory/index.ts";

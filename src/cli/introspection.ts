@@ -1,16 +1,20 @@
+// SPDX-License-Identifier: MIT
 import type { AlertSink } from "../alerts/alert.ts";
 import { JsonLinesSink } from "../alerts/jsonl.ts";
 import { AlertQueue } from "../alerts/queue.ts";
 import { TerminalSink } from "../alerts/terminal.ts";
 import { Engine } from "../engine.ts";
+import { InputError, OutputError } from "../errors.ts";
 import { writeAll } from "../machine/console.ts";
-import { InputError } from "../machine/errors.ts";
 import type { Machine } from "../machine/machine.ts";
 import { PhysicalMemory } from "../memory/index.ts";
-import { selectProtections } from "../protect/index.ts";
+import { protections, selectProtections } from "../protect/index.ts";
 import type { Protection } from "../protect/protection.ts";
 
 const STDERR = 2;
+
+/** What --protect takes, for the help. */
+export const PROTECTION_NAMES = protections.map((p) => p.name).join(", ");
 
 /** Value of --protect. Throws InputError. */
 export function parseProtect(list: string): Protection[] {
@@ -26,7 +30,9 @@ export function parseProtect(list: string): Protection[] {
 export interface Introspection {
   readonly engine: Engine;
   readonly alerts: AlertQueue;
-  /** Takes all hooks out and sends what waits. */
+  /** The guest cannot go on. */
+  died(why: string): void;
+  /** Takes all hooks out and sends what waits. Harmless twice. */
   close(): void;
 }
 
@@ -37,7 +43,7 @@ export interface Introspection {
  */
 export function introspect(
   machine: Machine,
-  protections: readonly Protection[],
+  chosen: readonly Protection[],
   path: string | undefined,
 ): Introspection {
   const sinks: AlertSink[] = [];
@@ -63,18 +69,36 @@ export function introspect(
     vm: machine.vm,
     memory: new PhysicalMemory(machine.vm.ram),
     alerts,
-    protections,
+    protections: chosen,
   });
   engine.attach(machine.vm.vcpus[0]);
   machine.observer = engine;
-  machine.onSlice = () => alerts.drain();
+  // A guest whose alerts are lost must not go on as if it were watched.
+  const sending = (send: () => void) => {
+    try {
+      send();
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).syscall === undefined) throw error;
+      const where = path === undefined ? "alerts" : `--alerts ${path}`;
+      throw new OutputError(
+        `${where}: ${(error as Error).message}`,
+        "make room, or give another path",
+      );
+    }
+  };
+  machine.onSlice = () => sending(() => alerts.drain());
   return {
     engine,
     alerts,
+    died(why) {
+      const { index, tsc } = machine.vm.vcpus[0];
+      const message = `the guest died: ${why}`;
+      alerts.push({ kind: "event", type: "guest-died", tsc, vcpu: index, message });
+    },
     close() {
       machine.observer = undefined;
       engine.stop();
-      alerts.close();
+      sending(() => alerts.close());
     },
   };
 }

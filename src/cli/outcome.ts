@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import { writeAll } from "../machine/console.ts";
 import type { Machine, RunResult } from "../machine/machine.ts";
 import { EXIT_FAILURE, EXIT_GUEST_DIED, EXIT_OK, EXIT_TIMEOUT, log } from "./output.ts";

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import { createConsola } from "consola";
 
 /** hvi's own messages. They go to stderr: stdout belongs to the guest's console. */

@@ -1,20 +1,21 @@
+// SPDX-License-Identifier: MIT
 import { closeSync } from "node:fs";
 import { basename } from "node:path";
 import type { CAC } from "cac";
 import type { BackendChoice } from "../bridge/index.ts";
 import { ControlServer } from "../control/server.ts";
+import { InputError } from "../errors.ts";
 import type { LinuxGuest } from "../guest/linux/kernel.ts";
 import { Console } from "../machine/console.ts";
-import { InputError } from "../machine/errors.ts";
 import { loadImage } from "../machine/load/index.ts";
 import { Machine, type MachineOptions } from "../machine/machine.ts";
 import { openSnapshot, restoreMachine, saveSnapshot } from "../machine/snapshot/index.ts";
 import { parseChoice, parseCount, parseMemory, parsePattern, parseSeconds } from "./args.ts";
-import { checkOutputFolder, openOutput, readInput } from "./files.ts";
+import { checkOutputFolder, checkReplaceable, openOutput, readInput } from "./files.ts";
 import { serveInspect } from "./inspect.ts";
-import { introspect, parseProtect } from "./introspection.ts";
+import { introspect, PROTECTION_NAMES, parseProtect } from "./introspection.ts";
 import { conclude, statistics } from "./outcome.ts";
-import { log } from "./output.ts";
+import { complain, EXIT_FAILURE, EXIT_OK, log } from "./output.ts";
 import { attachStdin } from "./terminal.ts";
 
 const MAX_CPUS = 32;
@@ -50,8 +51,8 @@ export function registerRun(cli: CAC): void {
     .option("--memory <size>", "guest memory, e.g. 512M or 2G (default: 256M)")
     .option("--cpus <n>", `virtual CPUs, 1 to ${MAX_CPUS} (default: 1)`)
     .option("--backend <name>", "auto, vmx (VT-x) or soft (software vCPU)", { default: "auto" })
-    .option("--protect <list>", "protections, comma separated, or all, or none", {
-      default: "none",
+    .option("--protect <list>", `protections: all, none, or some of ${PROTECTION_NAMES}`, {
+      default: "all",
     })
     .option("--alerts <file>", "write alerts as JSON lines")
     .option("--console <target>", "stdio, or a file for the guest's output", { default: "stdio" })
@@ -63,7 +64,7 @@ export function registerRun(cli: CAC): void {
     .option("--verbose", "tell how the guest was loaded, and statistics at the end")
     .example('  hvi run --kernel vmlinuz --initrd initrd.img --append "console=ttyS0"')
     .example(
-      "  hvi run --kernel vmlinuz --initrd initrd.img --append console=ttyS0 --protect all --alerts a.jsonl",
+      "  hvi run --kernel vmlinuz --initrd initrd.img --append console=ttyS0 --alerts a.jsonl",
     )
     .example("  hvi run --kernel test.flat --timeout 30")
     .example(
@@ -78,11 +79,17 @@ export function registerRun(cli: CAC): void {
     .action((flags: RunFlags) => run(flags));
 }
 
+/** An option's name as it is typed. */
+const kebab = (name: string) => name.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);
+
 const text = (value: string | number | undefined) =>
   value === undefined ? undefined : String(value);
 
 /** What was asked for, checked; nothing is written or started before that. */
 function parse(flags: RunFlags) {
+  for (const [name, value] of Object.entries(flags))
+    if (Array.isArray(value) && name !== "--")
+      throw new InputError(`--${kebab(name)} is given ${value.length} times`, "give it once");
   const given = (name: keyof RunFlags) => flags[name] !== undefined;
   if (given("kernel") === given("restore"))
     throw new InputError(
@@ -98,7 +105,7 @@ function parse(flags: RunFlags) {
   if (given("snapshotAt") !== given("snapshot"))
     throw new InputError("--snapshot-at and --snapshot go together", "give both");
   const snapshot = text(flags.snapshot);
-  if (snapshot !== undefined) checkOutputFolder(snapshot, "snapshot");
+  if (snapshot !== undefined) checkReplaceable(snapshot, "snapshot");
   const alerts = text(flags.alerts);
   if (alerts !== undefined) checkOutputFolder(alerts, "alerts");
   const consoleTarget = String(flags.console);
@@ -192,6 +199,7 @@ async function run(flags: RunFlags): Promise<number> {
   const control = serve(machine, () => introspection?.engine.guest);
   const { console } = machine;
   const stop = (why: string) => machine.stop({ kind: "stopped", why });
+  console.onClosed = () => stop("the console's reader going away");
   if (o.until !== undefined) console.watch(o.until, () => stop("until"));
   if (o.snapshotAt !== undefined) console.watch(o.snapshotAt, () => machine.pause());
   const timer =
@@ -201,12 +209,18 @@ async function run(flags: RunFlags): Promise<number> {
   const detach = stdio ? attachStdin(machine, () => stop("escape")) : () => {};
   try {
     const result = await machine.run();
+    if (result.kind === "died") introspection?.died(result.why);
+    // Before a snapshot is taken: none of our hooks belong in it.
     introspection?.close();
     console.flush();
     if (result.kind === "paused" && o.snapshot !== undefined) saveSnapshot(machine, o.snapshot);
     if (o.verbose) statistics(machine, performance.now() - started);
-    return conclude(result, o.timeout);
+    const code = conclude(result, o.timeout);
+    if (o.snapshot === undefined || result.kind === "paused" || code !== EXIT_OK) return code;
+    complain("the guest ended before --snapshot-at was seen: no snapshot", "look at its console");
+    return EXIT_FAILURE;
   } finally {
+    introspection?.close();
     clearTimeout(timer);
     control?.close();
     detach();

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import type { Machine } from "../machine/machine.ts";
 
 /** Ctrl-] leaves the guest's console, as in telnet and virsh. */
@@ -12,9 +13,9 @@ export function attachStdin(machine: Machine, quit: () => void): () => void {
   };
   const onData = (chunk: Buffer) => {
     const bytes = new Uint8Array(chunk);
-    const escape = raw ? bytes.indexOf(ESCAPE_BYTE) : -1;
-    machine.input(escape < 0 ? bytes : bytes.subarray(0, escape));
-    if (escape >= 0) quit();
+    const left = raw ? bytes.indexOf(ESCAPE_BYTE) : -1;
+    machine.input(left < 0 ? bytes : bytes.subarray(0, left));
+    if (left >= 0) quit();
   };
   const onEnd = () => machine.inputEnded();
   if (raw) stdin.setRawMode(true);

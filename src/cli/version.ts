@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import type { CAC } from "cac";
 import { HVI_ABI_VERSION } from "../bridge/index.ts";
 import { VERSION } from "../version.ts";

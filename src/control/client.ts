@@ -1,6 +1,7 @@
+// SPDX-License-Identifier: MIT
 import { rmSync } from "node:fs";
 import { connect } from "node:net";
-import { InputError } from "../machine/errors.ts";
+import { InputError } from "../errors.ts";
 import { controlFolder, socketPath, socketPids } from "./folder.ts";
 import { type ControlReply, request } from "./protocol.ts";
 

@@ -1,7 +1,8 @@
+// SPDX-License-Identifier: MIT
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
 import { existsSync, statSync } from "node:fs";
 import { connect } from "node:net";
-import { InputError } from "../machine/errors.ts";
+import { InputError } from "../errors.ts";
 import { ask, findMachine } from "./client.ts";
 import { controlFolder, socketPath } from "./folder.ts";
 import { MAX_REQUEST } from "./protocol.ts";

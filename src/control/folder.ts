@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import { chmodSync, lstatSync, mkdirSync, readdirSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import { VERSION } from "../version.ts";
 
 /** One request a connection: a line of JSON each way, then the server closes. */

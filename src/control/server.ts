@@ -1,6 +1,7 @@
+// SPDX-License-Identifier: MIT
 import { rmSync } from "node:fs";
 import { createServer, type Server, type Socket } from "node:net";
-import { InputError } from "../machine/errors.ts";
+import { InputError } from "../errors.ts";
 import { VERSION } from "../version.ts";
 import { makeControlFolder, socketPath } from "./folder.ts";
 import { type ControlReply, type ControlRequest, MAX_REQUEST } from "./protocol.ts";

@@ -1,5 +1,6 @@
+// SPDX-License-Identifier: MIT
 import { describe, expect, test } from "bun:test";
-import { fakeVm } from "../bridge/fake.ts";
+import { fakeVm } from "../bridge/fake.fixture.ts";
 import {
   HVI_ACCESS_EXEC,
   HVI_ACCESS_READ,

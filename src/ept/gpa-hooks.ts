@@ -1,8 +1,7 @@
+// SPDX-License-Identifier: MIT
 import {
   EptRanges,
-  HVI_ACCESS_EXEC,
   HVI_ACCESS_GVA,
-  HVI_ACCESS_WRITE,
   HVI_R,
   HVI_RWX,
   HVI_W,
@@ -138,39 +137,45 @@ export class GpaHooks {
    */
   dispatch(vcpu: Vcpu): boolean {
     const gpa = vcpu.exitGpa;
-    const page = this.#pages.get(Math.floor(gpa / PAGE_SIZE));
-    if (page === undefined) return false;
-    const access = this.#load(vcpu, gpa);
-    const from = gpa % PAGE_SIZE;
-    const to = from + access.size;
-    let action: HookAction = ALLOW;
-    // The list may grow or have hooks marked removed while handlers run; it shrinks in commit only.
-    for (let i = 0; i < page.hooks.length; i++) {
-      const hook = page.hooks[i] as GpaHook;
-      if (hook.removed || from >= hook.end || to <= hook.start) continue;
-      if ((access.access & hook.right) === 0) continue;
-      const wish = hook.handler(access, hook);
-      if (wish > action) action = wish;
-    }
+    if (!this.#pages.has(Math.floor(gpa / PAGE_SIZE))) return false;
+    const access = vcpu.exitAccess;
+    const gva = (access & HVI_ACCESS_GVA) !== 0 ? vcpu.exitGva : Number.NaN;
+    const action = this.ask(vcpu, gpa, vcpu.exitSize, gva, access);
     if (action === ALLOW) vcpu.resume();
     else if (action === DENY) vcpu.scratch();
     else if (action === RETRY) vcpu.retry();
     return true;
   }
 
-  #load(vcpu: Vcpu, gpa: number): PageAccess {
-    if (this.#access === undefined) {
-      this.#access = { vcpu, gpa: 0, size: 0, gva: 0, access: 0 };
+  /**
+   * What the hooks want done with an access, whoever makes it: the guest, or a device for it.
+   * @param size bytes, 0 when unknown; a part beyond the page is not looked at
+   * @param gva linear address, NaN when there is none
+   * @param access HVI_ACCESS_*
+   */
+  ask(vcpu: Vcpu, gpa: number, size: number, gva: number, access: number): HookAction {
+    const page = this.#pages.get(Math.floor(gpa / PAGE_SIZE));
+    if (page === undefined) return ALLOW;
+    if (this.#access === undefined) this.#access = { vcpu, gpa, size, gva, access };
+    const record = this.#access;
+    const from = gpa % PAGE_SIZE;
+    const room = PAGE_SIZE - from;
+    record.vcpu = vcpu;
+    record.gpa = gpa;
+    record.size = size === 0 || size > room ? room : size;
+    record.gva = gva;
+    record.access = access;
+    const to = from + record.size;
+    let action: HookAction = ALLOW;
+    // The list may grow or have hooks marked removed while handlers run; it shrinks in commit only.
+    for (let i = 0; i < page.hooks.length; i++) {
+      const hook = page.hooks[i] as GpaHook;
+      if (hook.removed || from >= hook.end || to <= hook.start) continue;
+      if ((access & hook.right) === 0) continue;
+      const wish = hook.handler(record, hook);
+      if (wish > action) action = wish;
     }
-    const a = this.#access;
-    const room = PAGE_SIZE - (gpa % PAGE_SIZE);
-    const size = vcpu.exitSize;
-    a.vcpu = vcpu;
-    a.gpa = gpa;
-    a.size = size === 0 || size > room ? room : size;
-    a.access = vcpu.exitAccess;
-    a.gva = (a.access & HVI_ACCESS_GVA) !== 0 ? vcpu.exitGva : Number.NaN;
-    return a;
+    return action;
   }
 
   #touch(page: Page): void {
@@ -188,10 +193,4 @@ function rightsFor(hooks: readonly GpaHook[]): number {
     if (hook.right === HVI_R) rights &= ~HVI_W;
   }
   return rights;
-}
-
-/** The rights of HVI_R, HVI_W, HVI_X as words, for messages. */
-export function accessName(access: number): "read" | "write" | "execute" {
-  if ((access & HVI_ACCESS_WRITE) !== 0) return "write";
-  return (access & HVI_ACCESS_EXEC) !== 0 ? "execute" : "read";
 }

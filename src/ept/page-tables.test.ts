@@ -1,5 +1,6 @@
+// SPDX-License-Identifier: MIT
 import { expect, test } from "bun:test";
-import { fakeVm } from "../bridge/fake.ts";
+import { fakeVm } from "../bridge/fake.fixture.ts";
 import {
   HVI_ACCESS_WRITE,
   HVI_REPLY_RESUME,

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import { HVI_W, type Vcpu } from "../bridge/index.ts";
 import type { PhysicalMemory } from "../memory/physical.ts";
 import {

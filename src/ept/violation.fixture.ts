@@ -1,4 +1,5 @@
-import type { FakeBackend } from "../bridge/fake.ts";
+// SPDX-License-Identifier: MIT
+import type { FakeBackend } from "../bridge/fake.fixture.ts";
 import {
   EXIT_ACCESS,
   EXIT_GPA,

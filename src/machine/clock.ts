@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * Guest time. Its unit is the guest TSC: where the backend counts
  * instructions (HVI_CAP_ICOUNT) that makes every device deterministic, and

@@ -1,4 +1,6 @@
+// SPDX-License-Identifier: MIT
 import { writeSync } from "node:fs";
+import { OutputError } from "../errors.ts";
 
 const FLUSH_BYTES = 4096;
 /** How much of the latest output a pattern is looked for in. */
@@ -28,6 +30,10 @@ export class Console {
     this.fd = fd;
   }
 
+  /** Called once when nobody reads the output any more. */
+  onClosed: () => void = () => {};
+  #closed = false;
+
   /** Calls `seen` once, at a flush after the pattern stood in the output. */
   watch(pattern: RegExp, seen: () => void): void {
     this.#watches.push({ pattern, seen });
@@ -47,8 +53,20 @@ export class Console {
       this.#fresh = true;
     }
     this.#length = 0;
-    if (this.fd >= 0) writeAll(this.fd, bytes);
+    if (this.fd >= 0 && !this.#closed) this.#send(bytes);
     if (this.#fresh) this.#look();
+  }
+
+  #send(bytes: Uint8Array): void {
+    try {
+      if (writeAll(this.fd, bytes)) return;
+    } catch (error) {
+      this.#closed = true;
+      const why = (error as Error).message;
+      throw new OutputError(`the console's output: ${why}`, "make room, or give another --console");
+    }
+    this.#closed = true;
+    this.onClosed();
   }
 
   #look(): void {
@@ -65,8 +83,8 @@ export class Console {
   }
 }
 
-/** Writes everything, also to a descriptor that does not block; a closed reader is no error of ours. */
-export function writeAll(fd: number, bytes: Uint8Array): void {
+/** Writes everything, also to a descriptor that does not block. False when its reader is gone. */
+export function writeAll(fd: number, bytes: Uint8Array): boolean {
   let done = 0;
   while (done < bytes.length) {
     try {
@@ -74,8 +92,9 @@ export function writeAll(fd: number, bytes: Uint8Array): void {
     } catch (error) {
       const code = (error as NodeJS.ErrnoException).code;
       if (code === "EAGAIN") Bun.sleepSync(1);
-      else if (code === "EPIPE") return;
+      else if (code === "EPIPE") return false;
       else throw error;
     }
   }
+  return true;
 }

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import { type CpuidEntry, HVI_CPUID_INDEXED } from "../bridge/index.ts";
 import { LAPIC_HZ } from "./devices/lapic.ts";
 
@@ -23,7 +24,14 @@ function word(text: string, at: number): number {
   return value >>> 0;
 }
 
-function row(leaf: number, eax: number, ebx: number, ecx: number, edx: number, index = -1): CpuidEntry {
+function row(
+  leaf: number,
+  eax: number,
+  ebx: number,
+  ecx: number,
+  edx: number,
+  index = -1,
+): CpuidEntry {
   const u = (v: number) => v >>> 0;
   return {
     leaf,
@@ -41,7 +49,11 @@ function greatestCommonDivisor(a: number, b: number): number {
 }
 
 /** The table for a machine with `cpus` vCPUs whose TSC runs at `tscKhz`. */
-export function machineCpuid(supported: readonly CpuidEntry[], cpus: number, tscKhz: number): CpuidEntry[] {
+export function machineCpuid(
+  supported: readonly CpuidEntry[],
+  cpus: number,
+  tscKhz: number,
+): CpuidEntry[] {
   const replaced = new Set([0x4, 0xb, 0x1f, 0x6, 0x15, 0x16, 0x80000007]);
   const table = supported
     .filter((e) => !replaced.has(e.leaf) && !(e.leaf >= HYPERVISOR_LEAF && e.leaf < 0x50000000))
@@ -65,7 +77,11 @@ export function machineCpuid(supported: readonly CpuidEntry[], cpus: number, tsc
   table.push(row(4, 0, 0, 0, 0));
   table.push(row(6, LEAF6_EAX_ARAT, 0, 0, 0));
   if (cpus > 1) {
-    table.push(row(0xb, 0, 1, 0x100, 0, 0), row(0xb, bits, cpus, 0x201, 0, 1), row(0xb, 0, 0, 2, 0, 2));
+    table.push(
+      row(0xb, 0, 1, 0x100, 0, 0),
+      row(0xb, bits, cpus, 0x201, 0, 1),
+      row(0xb, 0, 0, 2, 0, 2),
+    );
   }
   // TSC Hz = crystal Hz * EBX / EAX (SDM volume 2, CPUID leaf 15H); in lowest terms, since
   // Linux multiplies crystal kHz and EBX in 32 bits.
@@ -75,10 +91,22 @@ export function machineCpuid(supported: readonly CpuidEntry[], cpus: number, tsc
   const mhz = Math.round(tscKhz / 1000);
   table.push(row(0x16, mhz, mhz, LAPIC_HZ / 1e6, 0));
   table.push(
-    row(0x80000007, old7?.eax ?? 0, old7?.ebx ?? 0, old7?.ecx ?? 0, (old7?.edx ?? 0) | LEAF80000007_EDX_INVARIANT_TSC),
+    row(
+      0x80000007,
+      old7?.eax ?? 0,
+      old7?.ebx ?? 0,
+      old7?.ecx ?? 0,
+      (old7?.edx ?? 0) | LEAF80000007_EDX_INVARIANT_TSC,
+    ),
   );
   table.push(
-    row(HYPERVISOR_LEAF, HYPERVISOR_TIMING_LEAF, word(SIGNATURE, 0), word(SIGNATURE, 4), word(SIGNATURE, 8)),
+    row(
+      HYPERVISOR_LEAF,
+      HYPERVISOR_TIMING_LEAF,
+      word(SIGNATURE, 0),
+      word(SIGNATURE, 4),
+      word(SIGNATURE, 8),
+    ),
   );
   table.push(row(HYPERVISOR_TIMING_LEAF, tscKhz, LAPIC_HZ / 1000, 0, 0));
   return table;

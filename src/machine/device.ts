@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** State of a device in a snapshot: plain JSON. */
 export type DeviceState = Record<string, unknown>;
 
@@ -27,7 +28,11 @@ export function bool(state: DeviceState, key: string): boolean {
 /** An array of numbers from a snapshot's device state, of the length wanted (any when -1). */
 export function nums(state: DeviceState, key: string, length = -1): number[] {
   const value = state[key];
-  if (!Array.isArray(value) || (length >= 0 && value.length !== length) || !value.every((v) => typeof v === "number"))
+  if (
+    !Array.isArray(value) ||
+    (length >= 0 && value.length !== length) ||
+    !value.every((v) => typeof v === "number")
+  )
     throw new TypeError(`snapshot: device field '${key}' is missing or has another length`);
   return value as number[];
 }

@@ -1,5 +1,12 @@
+// SPDX-License-Identifier: MIT
 import { HVI_CS, type Vcpu, type Vm } from "../bridge/index.ts";
-import { asGva, PhysicalMemory, pagingFeaturesOf, pagingModeOf, VirtualMemory } from "../memory/index.ts";
+import {
+  asGva,
+  PhysicalMemory,
+  pagingFeaturesOf,
+  pagingModeOf,
+  VirtualMemory,
+} from "../memory/index.ts";
 
 const GPR_NAMES = [
   ["RAX", "RCX", "RDX", "RBX"],
@@ -20,16 +27,28 @@ function hex64(v: number): string {
 /** The guest's memory as vCPU `vcpu` sees it now. */
 export function vcpuMemory(vm: Vm, vcpu: Vcpu): VirtualMemory {
   const mode = pagingModeOf(vcpu.cr0, vcpu.cr4, vcpu.efer);
-  return new VirtualMemory(new PhysicalMemory(vm.ram), vcpu.cr3, mode, pagingFeaturesOf(vcpu.cr4, vcpu.efer));
+  return new VirtualMemory(
+    new PhysicalMemory(vm.ram),
+    vcpu.cr3,
+    mode,
+    pagingFeaturesOf(vcpu.cr4, vcpu.efer),
+  );
 }
 
 /** Registers, code at RIP and top of the stack of a vCPU, for a person. */
 export function dumpVcpu(vm: Vm, vcpu: Vcpu): string {
   const lines = [`vCPU ${vcpu.index}, exit ${vcpu.exitName}, guest TSC ${vcpu.exitTsc}`];
-  lines.push(`RIP=${hex64(vcpu.rip)} RFLAGS=${hex32(vcpu.rflags)} CS=${vcpu.segSelector(HVI_CS).toString(16)}`);
+  lines.push(
+    `RIP=${hex64(vcpu.rip)} RFLAGS=${hex32(vcpu.rflags)} CS=${vcpu.segSelector(HVI_CS).toString(16)}`,
+  );
   GPR_NAMES.forEach((names, rowIndex) => {
     lines.push(
-      names.map((n, i) => `${n}=${hex32(vcpu.gprHi(4 * rowIndex + i))}${hex32(vcpu.gprLo(4 * rowIndex + i))}`).join(" "),
+      names
+        .map(
+          (n, i) =>
+            `${n}=${hex32(vcpu.gprHi(4 * rowIndex + i))}${hex32(vcpu.gprLo(4 * rowIndex + i))}`,
+        )
+        .join(" "),
     );
   });
   lines.push(
@@ -56,6 +75,7 @@ export function dumpVcpu(vm: Vm, vcpu: Vcpu): string {
     stack.push(hex32(high) + hex32(low));
   }
   if (stack.length === 0) lines.push("Stack: not mapped");
-  for (let i = 0; i < stack.length; i += 4) lines.push(`${i === 0 ? "Stack:" : "      "} ${stack.slice(i, i + 4).join(" ")}`);
+  for (let i = 0; i < stack.length; i += 4)
+    lines.push(`${i === 0 ? "Stack:" : "      "} ${stack.slice(i, i + 4).join(" ")}`);
   return lines.join("\n");
 }

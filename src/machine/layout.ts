@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** Where things stand in guest physical memory. */
 
 /** RAM below 4 GiB ends here at most; above it devices answer. */

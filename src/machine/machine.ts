@@ -1,7 +1,9 @@
+// SPDX-License-Identifier: MIT
 import {
   type BackendChoice,
   type CpuidEntry,
   HVI_ACCESS_NO_RAM,
+  HVI_BLOCK_NMI,
   HVI_EVENT_EXCEPTION,
   HVI_EVENT_EXTERNAL,
   HVI_EVENT_NMI,
@@ -18,7 +20,6 @@ import {
   HVI_EXIT_MSR_WRITE,
   HVI_EXIT_PAUSED,
   HVI_EXIT_SHUTDOWN,
-  HVI_BLOCK_NMI,
   HVI_INTERCEPT_CR8_WRITE,
   HVI_INTERCEPT_HLT,
   HVI_INTERCEPT_IO,
@@ -53,7 +54,7 @@ import { enterRealMode } from "./load/entry.ts";
 import type { LoadableImage } from "./load/index.ts";
 import { MmioEmulator } from "./mmio.ts";
 import { Platform } from "./platform.ts";
-import { StringIo } from "./string-io.ts";
+import { type DeviceWriteGuard, StringIo } from "./string-io.ts";
 
 const MSR_TSC = 0x10;
 const MSR_TSC_ADJUST = 0x3b;
@@ -101,7 +102,7 @@ export type RunResult =
   | { kind: "died"; why: string; dump: string };
 
 /** What looks at exits before the devices do: the introspection engine. */
-export interface ExitObserver {
+export interface ExitObserver extends DeviceWriteGuard {
   /** True when the exit was dealt with and the reply is set. */
   handle(vcpu: Vcpu): boolean;
   /** Guest TSC at which poll() is due, or Infinity. */
@@ -136,6 +137,8 @@ export class Machine {
   #quantum: number;
   #wake: (() => void) | undefined;
   #pausing = false;
+  /** An NMI could not be delivered yet. */
+  #nmiWaits = false;
 
   /** Opens a backend and builds a machine with nothing in its memory. Throws BackendError, HviError. */
   static create(options: MachineOptions): Machine {
@@ -144,7 +147,8 @@ export class Machine {
       vm.create({ vcpus: options.cpus });
       let fileOffset = options.ramFile?.offset ?? 0;
       for (const range of ramRanges(options.memory)) {
-        const file = options.ramFile === undefined ? {} : { fd: options.ramFile.fd, fdOffset: fileOffset };
+        const file =
+          options.ramFile === undefined ? {} : { fd: options.ramFile.fd, fdOffset: fileOffset };
         vm.addMemory({ ...range, ...file });
         fileOffset += range.size;
       }
@@ -171,8 +175,8 @@ export class Machine {
       consoleByte: (byte) => this.console.write(byte),
     });
     this.#apics = this.platform.lapics.apics;
-    this.#mmio = new MmioEmulator(vm, this.platform.mmio);
-    this.#stringIo = new StringIo(vm, this.platform.ports);
+    this.#mmio = new MmioEmulator(vm.ram, this.platform.mmio);
+    this.#stringIo = new StringIo(vm, this.platform.ports, () => this.observer);
     this.platform.lapics.onTpr = (id, tpr) => {
       vm.vcpus[id].cr8 = tpr >> 4;
     };
@@ -265,7 +269,8 @@ export class Machine {
   async #idle(): Promise<void> {
     const { clock } = this;
     if (clock.next === Infinity && !this.options.inputOpen) return; // the next slice reports it
-    const wait = clock.next === Infinity ? 1000 : Math.min(1000, (clock.next - clock.now) / clock.khz);
+    const wait =
+      clock.next === Infinity ? 1000 : Math.min(1000, (clock.next - clock.now) / clock.khz);
     const began = performance.now();
     await new Promise<void>((resolve) => {
       const timer = setTimeout(resolve, Math.max(0, wait));
@@ -311,15 +316,20 @@ export class Machine {
         return;
       }
       if (clock.next <= clock.now) clock.advance(clock.now);
+      this.#nmiWaits = false;
       for (let i = 0; i < this.#apics.length; i++) this.#deliver(i);
-      let deadline = Math.min(clock.next, clock.now + this.#quantum);
-      if (this.#allHalted() && !this.#anythingPending()) {
-        if (this.#idleUntil >= 0) {
-          deadline = this.#idleUntil;
-          this.#idleUntil = -1;
-        } else if (this.#dead()) return;
-        else if (this.options.interactive || clock.next === Infinity) return;
-        else deadline = clock.next;
+      // There is no exit for "NMIs are unblocked": an NMI that waits for it is tried after each instruction.
+      const quantum = this.#nmiWaits ? 1 : this.#quantum;
+      let deadline = Math.min(clock.next, clock.now + quantum);
+      if (this.#allHalted()) {
+        if (this.#dead()) return;
+        if (!this.#anythingPending()) {
+          if (this.#idleUntil >= 0) {
+            deadline = this.#idleUntil;
+            this.#idleUntil = -1;
+          } else if (this.options.interactive || clock.next === Infinity) return;
+          else deadline = clock.next;
+        }
       }
       const observer = this.observer;
       // Rounded up: a device's deadline between two ticks must be over when the guest stops.
@@ -371,10 +381,19 @@ export class Machine {
     return reason;
   }
 
-  /** All are halted and nothing is pending: can anything still wake the guest? */
+  /** All are halted: ends the run when nothing can wake the guest any more. */
   #dead(): boolean {
-    const takes = this.#halted.some((h, i) => h && (this.vm.vcpus[i].rflags & RFLAGS_IF) !== 0);
-    if (takes && (this.clock.next !== Infinity || this.options.inputOpen)) return false;
+    let takes = false;
+    for (let i = 0; i < this.#apics.length; i++) {
+      const apic = this.#apics[i];
+      if (apic.nmi || apic.init || apic.startup >= 0 || this.vm.vcpus[i].eventPending) return false;
+      if (this.#halted[i] && (this.vm.vcpus[i].rflags & RFLAGS_IF) !== 0) takes = true;
+    }
+    if (
+      takes &&
+      (this.clock.next !== Infinity || this.options.inputOpen || this.#anythingPending())
+    )
+      return false;
     const why = takes
       ? "it is halted and no device will ever interrupt it"
       : "it is halted with interrupts disabled";
@@ -394,11 +413,14 @@ export class Machine {
     if (apic.init || apic.startup >= 0) this.#startUp(apic, vcpu);
     if (vcpu.eventPending) return;
     const fresh = this.#fresh === i;
-    if (apic.nmi && fresh && (vcpu.interruptibility & HVI_BLOCK_NMI) === 0) {
-      apic.nmi = false;
-      this.#halted[i] = false;
-      vcpu.inject(HVI_EVENT_NMI, VECTOR_NMI);
-      return;
+    if (apic.nmi) {
+      if (fresh && (vcpu.interruptibility & HVI_BLOCK_NMI) === 0) {
+        apic.nmi = false;
+        this.#halted[i] = false;
+        vcpu.inject(HVI_EVENT_NMI, VECTOR_NMI);
+        return;
+      }
+      this.#nmiWaits = true;
     }
     const vector = apic.pending();
     if (vector < 0 && !(this.platform.pic.intr && apic.takesExtInt)) {
@@ -483,10 +505,16 @@ export class Machine {
         this.#die(vcpu, "triple fault");
         return;
       case HVI_EXIT_EMULATION:
-        this.#die(vcpu, `the backend cannot do the instruction at RIP (detail 0x${vcpu.exitValueLo.toString(16)})`);
+        this.#die(
+          vcpu,
+          `the backend cannot do the instruction at RIP (detail 0x${vcpu.exitValueLo.toString(16)})`,
+        );
         return;
       case HVI_EXIT_ENTRY_FAILED:
-        this.#die(vcpu, `VM entry failed: error ${vcpu.exitNumber}, field 0x${vcpu.exitValueLo.toString(16)}`);
+        this.#die(
+          vcpu,
+          `VM entry failed: error ${vcpu.exitNumber}, field 0x${vcpu.exitValueLo.toString(16)}`,
+        );
         return;
       default:
         vcpu.resume();
@@ -516,7 +544,11 @@ export class Machine {
 
   #readMsr(vcpu: Vcpu): void {
     const msr = vcpu.exitNumber;
-    if (msr !== MSR_APIC_BASE && msr !== MSR_TSC_DEADLINE && (msr < MSR_X2APIC_FIRST || msr > MSR_X2APIC_LAST)) {
+    if (
+      msr !== MSR_APIC_BASE &&
+      msr !== MSR_TSC_DEADLINE &&
+      (msr < MSR_X2APIC_FIRST || msr > MSR_X2APIC_LAST)
+    ) {
       vcpu.resume();
       return;
     }
@@ -545,11 +577,16 @@ export class Machine {
     if (msr === MSR_TSC || msr === MSR_TSC_ADJUST) {
       // Devices keep their own time: the guest moved its counter, not theirs.
       const before = msr === MSR_TSC ? vcpu.exitTsc : signed64(vcpu.exitOldLo, vcpu.exitOldHi);
-      this.#tscOffset[index] += (msr === MSR_TSC ? high * TWO32 + low : signed64(low, high)) - before;
+      this.#tscOffset[index] +=
+        (msr === MSR_TSC ? high * TWO32 + low : signed64(low, high)) - before;
       vcpu.resume();
       return;
     }
-    if (msr !== MSR_APIC_BASE && msr !== MSR_TSC_DEADLINE && (msr < MSR_X2APIC_FIRST || msr > MSR_X2APIC_LAST)) {
+    if (
+      msr !== MSR_APIC_BASE &&
+      msr !== MSR_TSC_DEADLINE &&
+      (msr < MSR_X2APIC_FIRST || msr > MSR_X2APIC_LAST)
+    ) {
       vcpu.resume();
       return;
     }

@@ -1,4 +1,6 @@
+// SPDX-License-Identifier: MIT
 import {
+  type GuestRam,
   HVI_ACCESS_EXEC,
   HVI_ACCESS_WALK,
   HVI_CS,
@@ -6,32 +8,37 @@ import {
   HVI_RCX,
   HVI_RDI,
   type Vcpu,
-  type Vm,
 } from "../bridge/index.ts";
-import { asGva, PhysicalMemory, pagingFeaturesOf, pagingModeOf, VirtualMemory } from "../memory/index.ts";
 import {
-  decode,
-  type Instruction,
-  OPERAND_IMMEDIATE,
-  type Operand,
+  asGva,
+  PhysicalMemory,
+  pagingFeaturesOf,
+  pagingModeOf,
+  VirtualMemory,
+} from "../memory/index.ts";
+import {
   RFLAGS_AF as AF,
   RFLAGS_CF as CF,
   RFLAGS_DF as DF,
+  decode,
+  type Instruction,
   RFLAGS_OF as OF,
+  OPERAND_IMMEDIATE,
+  type Operand,
   RFLAGS_PF as PF,
   registerInfo,
   RFLAGS_SF as SF,
   RFLAGS_ZF as ZF,
 } from "../x86/index.ts";
-import { addToRegister } from "./registers.ts";
 import type { MmioMap } from "./ports.ts";
+import { addToRegister } from "./registers.ts";
 
 /*
  * Instructions on device memory. The backend reports the access before
  * anything happened; here the instruction is decoded, done with the device's
  * registers in memory's place, and skipped.
  */
-const enum Action {
+enum Action {
   /** Register or immediate to memory. */
   Store,
   /** Memory to register, extended as the instruction says. */
@@ -44,7 +51,7 @@ const enum Action {
   Fill,
 }
 
-const enum Alu {
+enum Alu {
   Test,
   Cmp,
   And,
@@ -98,19 +105,22 @@ export class MmioEmulator {
   #low = 0;
   #high = 0;
 
-  constructor(vm: Vm, mmio: MmioMap) {
+  constructor(ram: GuestRam, mmio: MmioMap) {
     this.#mmio = mmio;
-    this.#physical = new PhysicalMemory(vm.ram);
+    this.#physical = new PhysicalMemory(ram);
   }
 
   /** Deals with an access to a guest physical address without RAM; why it cannot be done, or undefined. */
   handle(vcpu: Vcpu): string | undefined {
     const access = vcpu.exitAccess;
     const where = () => `0x${vcpu.exitGpa.toString(16)}`;
-    if ((access & HVI_ACCESS_WALK) !== 0) return `a page table at ${where()}, where there is no memory`;
-    if ((access & HVI_ACCESS_EXEC) !== 0) return `it jumped to ${where()}, where there is no memory`;
+    if ((access & HVI_ACCESS_WALK) !== 0)
+      return `a page table at ${where()}, where there is no memory`;
+    if ((access & HVI_ACCESS_EXEC) !== 0)
+      return `it jumped to ${where()}, where there is no memory`;
     const plan = this.#plan(vcpu);
-    if (typeof plan === "string") return `${plan} accesses device memory at ${where()}, which is not emulated`;
+    if (typeof plan === "string")
+      return `${plan} accesses device memory at ${where()}, which is not emulated`;
     this.#execute(vcpu, plan);
     return undefined;
   }
@@ -125,14 +135,16 @@ export class MmioEmulator {
     const view = this.#codeWords;
     if (cached !== undefined && cached.rip === rip) {
       const w = cached.words;
-      if (w[0] === view[0] && w[1] === view[1] && w[2] === view[2] && w[3] === view[3]) return cached;
+      if (w[0] === view[0] && w[1] === view[1] && w[2] === view[2] && w[3] === view[3])
+        return cached;
     }
     const wide = (vcpu.efer & EFER_LMA) !== 0 && (vcpu.segAccess(HVI_CS) & ACCESS_L) !== 0;
     const mode = wide ? 64 : (vcpu.segAccess(HVI_CS) & ACCESS_DB) !== 0 ? 32 : 16;
     const instruction = decode(this.#code.subarray(0, words), 0, mode);
     if (instruction === undefined) return "an invalid instruction";
     const plan = makePlan(instruction);
-    if (plan === undefined) return `${instruction.name.toUpperCase()} (${hex(instruction.bytes())})`;
+    if (plan === undefined)
+      return `${instruction.name.toUpperCase()} (${hex(instruction.bytes())})`;
     plan.rip = rip;
     plan.words = [view[0], view[1], view[2], view[3]];
     this.#cache[row] = plan;
@@ -146,7 +158,12 @@ export class MmioEmulator {
     const mode = pagingModeOf(vcpu.cr0, vcpu.cr4, vcpu.efer);
     let memory = this.#memory;
     if (memory === undefined || memory.root !== vcpu.cr3 || memory.mode !== mode) {
-      memory = new VirtualMemory(this.#physical, vcpu.cr3, mode, pagingFeaturesOf(vcpu.cr4, vcpu.efer));
+      memory = new VirtualMemory(
+        this.#physical,
+        vcpu.cr3,
+        mode,
+        pagingFeaturesOf(vcpu.cr4, vcpu.efer),
+      );
       this.#memory = memory;
     }
     const wide = (vcpu.efer & EFER_LMA) !== 0 && (vcpu.segAccess(HVI_CS) & ACCESS_L) !== 0;
@@ -184,7 +201,14 @@ export class MmioEmulator {
     switch (plan.action) {
       case Action.Store:
         if (plan.register < 0) this.#write(gpa, size, plan.low, plan.high, index);
-        else this.#write(gpa, size, vcpu.gprLo(plan.register) >>> plan.shift, vcpu.gprHi(plan.register), index);
+        else
+          this.#write(
+            gpa,
+            size,
+            vcpu.gprLo(plan.register) >>> plan.shift,
+            vcpu.gprHi(plan.register),
+            index,
+          );
         break;
       case Action.Load:
         this.#read(gpa, size, index);
@@ -251,7 +275,8 @@ export class MmioEmulator {
         high = size === 8 ? (aHigh - bHigh - borrow) >>> 0 : 0;
         const less = size === 8 ? aHigh < bHigh + borrow : borrow === 1;
         const [a, b, r] = size === 8 ? [aHigh, bHigh, high] : [aLow, bLow, low];
-        flags = (less ? CF : 0) | ((((a ^ b) & (a ^ r) & top) !== 0) ? OF : 0) | ((aLow ^ bLow ^ low) & AF);
+        flags =
+          (less ? CF : 0) | (((a ^ b) & (a ^ r) & top) !== 0 ? OF : 0) | ((aLow ^ bLow ^ low) & AF);
         break;
       }
       case Alu.Or:

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import type { Clock } from "./clock.ts";
 import type { DeviceState, Stateful } from "./device.ts";
 import { ACPI_PM_BASE, ACPI_PM_LAST, AcpiPm } from "./devices/acpi-pm.ts";
@@ -169,7 +170,8 @@ export class Platform {
   restore(state: DeviceState): void {
     for (const [name, device] of Object.entries(this.#stateful)) {
       const part = state[name];
-      if (typeof part !== "object" || part === null) throw new TypeError(`snapshot: no state of device '${name}'`);
+      if (typeof part !== "object" || part === null)
+        throw new TypeError(`snapshot: no state of device '${name}'`);
       device.restore(part as DeviceState);
     }
     this.syncIntr();

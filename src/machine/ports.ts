@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** The I/O port space and the device space of memory: who answers where. */
 
 /** A device behind I/O ports. `size` is 1 for devices registered byte-wide, else 1, 2 or 4. */
@@ -17,12 +18,19 @@ export class PortMap {
    * Puts a device on ports first..last. A byte-wide device sees an access of
    * 2 or 4 bytes as that many of consecutive ports, like on the ISA bus.
    */
-  add(device: PortDevice, first: number, last: number = first, width: "byte" | "wide" = "byte"): void {
-    if (first < 0 || last > 0xffff || first > last) throw new RangeError(`bad port range ${first}..${last}`);
+  add(
+    device: PortDevice,
+    first: number,
+    last: number = first,
+    width: "byte" | "wide" = "byte",
+  ): void {
+    if (first < 0 || last > 0xffff || first > last)
+      throw new RangeError(`bad port range ${first}..${last}`);
     const index = this.#devices.push(device) - 1;
     this.#wide.push(width === "wide");
     for (let port = first; port <= last; port++) {
-      if (this.#slot[port] !== 0) throw new RangeError(`port ${port.toString(16)} has a device already`);
+      if (this.#slot[port] !== 0)
+        throw new RangeError(`port ${port.toString(16)} has a device already`);
       this.#slot[port] = index;
     }
   }

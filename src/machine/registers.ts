@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import type { Vcpu } from "../bridge/index.ts";
 
 /**

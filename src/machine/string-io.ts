@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import {
   HVI_EVENT_EXCEPTION,
   HVI_IO_IN,
@@ -8,15 +9,23 @@ import {
   type Vcpu,
   type Vm,
 } from "../bridge/index.ts";
-import { asGva } from "../memory/index.ts";
+import { asGva, type VirtualMemory } from "../memory/index.ts";
 import { vcpuMemory } from "./dump.ts";
 import type { PortMap } from "./ports.ts";
 import { addToRegister } from "./registers.ts";
 
 const RFLAGS_DF = 0x400;
 const VECTOR_PF = 14;
+const CR0_WP = 0x10000;
+const PF_PRESENT = 1;
 const PF_WRITE = 2;
 const PF_USER = 4;
+
+/** Says whether a device may write guest memory, which it does past the EPT. */
+export interface DeviceWriteGuard {
+  /** For [gpa, gpa + size) in one page, which the guest knows as `gva`. */
+  mayWrite(vcpu: Vcpu, gva: number, gpa: number, size: number): boolean;
+}
 
 /**
  * INS and OUTS: one element an exit. With REP the instruction is run again
@@ -25,10 +34,12 @@ const PF_USER = 4;
 export class StringIo {
   readonly #vm: Vm;
   readonly #ports: PortMap;
+  readonly #guard: () => DeviceWriteGuard | undefined;
 
-  constructor(vm: Vm, ports: PortMap) {
+  constructor(vm: Vm, ports: PortMap, guard: () => DeviceWriteGuard | undefined) {
     this.#vm = vm;
     this.#ports = ports;
+    this.#guard = guard;
   }
 
   handle(vcpu: Vcpu): void {
@@ -36,27 +47,41 @@ export class StringIo {
     const size = vcpu.exitSize;
     const gva = vcpu.exitGva;
     const memory = vcpuMemory(this.#vm, vcpu);
-    // Translate first and last byte before the port is touched: a fault must leave the device alone.
-    const first = memory.gpaOf(asGva(gva));
-    const last = memory.gpaOf(asGva(gva + size - 1));
-    if (first < 0 || last < 0) {
-      const error = (input ? PF_WRITE : 0) | (vcpu.cpl === 3 ? PF_USER : 0);
-      vcpu.inject(HVI_EVENT_EXCEPTION, VECTOR_PF, error, first < 0 ? gva : gva + size - 1);
-      vcpu.injectReply();
-      return;
-    }
-    const physical = memory.physical;
-    const split = 0x1000 - (first & 0xfff);
+    // Check first and last byte before the port is touched: a fault must leave the device alone.
+    const first = this.#place(vcpu, memory, gva, input);
+    const last = first < 0 ? -1 : this.#place(vcpu, memory, gva + size - 1, input);
+    if (first < 0 || last < 0) return;
+    const { physical } = memory;
+    const split = Math.min(size, 0x1000 - (first & 0xfff));
     const place = (i: number) => (i < split ? first + i : last - (size - 1 - i));
     if (input) {
       const value = this.#ports.in(vcpu.exitNumber, size);
-      for (let i = 0; i < size; i++) physical.write8(place(i), (value >>> (8 * i)) & 0xff);
+      const guard = this.#guard();
+      const head = guard?.mayWrite(vcpu, gva, first, split) ?? true;
+      const tail =
+        split === size || (guard?.mayWrite(vcpu, gva + split, place(split), size - split) ?? true);
+      for (let i = 0; i < size; i++) {
+        if (i < split ? head : tail) physical.write8(place(i), (value >>> (8 * i)) & 0xff);
+      }
     } else {
       let value = 0;
       for (let i = 0; i < size; i++) value |= Math.max(0, physical.read8(place(i))) << (8 * i);
       this.#ports.out(vcpu.exitNumber, size, value >>> 0);
     }
     this.#advance(vcpu, input ? HVI_RDI : HVI_RSI, size);
+  }
+
+  /** Where a byte stands, when the guest's tables let the instruction at it; else -1, and #PF is injected. */
+  #place(vcpu: Vcpu, memory: VirtualMemory, gva: number, write: boolean): number {
+    const gpa = memory.gpaOf(asGva(gva));
+    const user = vcpu.cpl === 3;
+    const protect = user || (vcpu.cr0 & CR0_WP) !== 0;
+    const { writable, user: userPage } = memory.last;
+    if (gpa >= 0 && !(write && protect && !writable) && !(user && !userPage)) return gpa;
+    const error = (gpa < 0 ? 0 : PF_PRESENT) | (write ? PF_WRITE : 0) | (user ? PF_USER : 0);
+    vcpu.inject(HVI_EVENT_EXCEPTION, VECTOR_PF, error, gva);
+    vcpu.injectReply();
+    return -1;
   }
 
   #advance(vcpu: Vcpu, pointer: number, size: number): void {

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import { describe, expect, test } from "bun:test";
 import { GuestRam } from "../bridge/ram.ts";
 import {
@@ -15,7 +16,7 @@ import {
   parseGpa,
   parseGva,
 } from "./address.ts";
-import { FakeTables } from "./fake_tables.ts";
+import { FakeTables } from "./fake-tables.fixture.ts";
 import { PhysicalMemory } from "./physical.ts";
 import {
   type PagingMode,

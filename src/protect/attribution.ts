@@ -1,5 +1,6 @@
+// SPDX-License-Identifier: MIT
 import type { Originator, ProcessInfo } from "../alerts/alert.ts";
-import type { Vcpu } from "../bridge/index.ts";
+import { HVI_ACCESS_GVA, type Vcpu } from "../bridge/index.ts";
 import type { LinuxGuest } from "../guest/linux/kernel.ts";
 import { formatGva } from "../memory/address.ts";
 import { disassembleAtRip } from "./disassemble.ts";
@@ -22,14 +23,37 @@ const COPY = /^(__|__pi_)?(memcpy|memset)(_erms|_orig)?$/;
 /** arch/x86/kernel/alternative.c, up to the entry points that the rest of the kernel calls. */
 const PATCH = /^(__|smp_)?text_poke/;
 
+/**
+ * Who calls those, and so may have kernel text patched: jump labels, ftrace, static calls, kprobes,
+ * alternatives, BPF, kgdb; with callers that are all there is on the stack when gcc made the last
+ * call a jump. None of them calls through a pointer that a module can set: a module's callback that
+ * jumps to text_poke would leave only its caller on the stack.
+ */
+const PATCHERS = [
+  /^(__)?(arch_)?jump_label_(transform|update)(_queue|_apply)?$/,
+  /^ftrace_(replace_code|modify_(all_)?code(_direct)?|update_ftrace_func|make_(call|nop)|modify_call|mod_jmp)$/,
+  /^ftrace_(en|dis)able_ftrace_graph_caller$/,
+  /^(update_ftrace_func|arch_ftrace_update_(code|trampoline))$/,
+  /^(__|arch_)?static_call_(transform|update)$/,
+  /^__static_call_transform$/,
+  /^((arch_)?(dis)?arm_kprobe|arch_(un)?optimize_kprobes?|(force_)?unoptimize_kprobe)$/,
+  /^alternatives_(enable_smp|smp_module_add)$/,
+  /^(__)?bpf_arch_text_(poke|copy|set|invalidate)$/,
+  /^kgdb_arch_(set|remove)_breakpoint$/,
+];
+/** CR0.WP (SDM 3A 2.5). */
+const CR0_WP = 1 << 16;
+
 /** What a piece of code is to text patching. */
-type Role = "copy" | "patch" | "kernel" | "other";
+type Role = "copy" | "patch" | "patcher" | "other";
 
 /**
  * Tells the kernel's own patching from a write made by somebody else. Not by the address of the
  * instruction alone: a module can call text_poke, or memcpy, and be the author of the write all the
  * same. So the stack is unwound: the copy routine, then the patching functions, and whoever called
- * those must be the kernel image and not a module or unknown memory.
+ * those must be one of the kernel's patchers. And the write itself must be as text_poke makes it:
+ * through its private mapping in the lower half, with write protection on (__text_poke of
+ * arch/x86/kernel/alternative.c), which a memcpy on a forged stack is not.
  */
 export class Attribution {
   readonly #guest: LinuxGuest;
@@ -42,7 +66,8 @@ export class Attribution {
 
   /** Whether this is the kernel's own text patching, asked for by the kernel itself. */
   isKernelPatching(vcpu: Vcpu): boolean {
-    if (vcpu.cpl === 3) return false;
+    if (vcpu.cpl === 3 || (vcpu.cr0 & CR0_WP) === 0) return false;
+    if ((vcpu.exitAccess & HVI_ACCESS_GVA) !== 0 && vcpu.exitGva < 0) return false;
     // Most accesses that are not patching show it at once, without a look at the stack.
     const first = this.#role(vcpu.rip);
     if (first !== "copy" && first !== "patch") return false;
@@ -50,7 +75,7 @@ export class Attribution {
     const author = this.#author(frames);
     const patching = frames.slice(0, author).some((at) => this.#role(at) === "patch");
     const responsible = frames[author];
-    return patching && responsible !== undefined && this.#role(responsible) === "kernel";
+    return patching && responsible !== undefined && this.#role(responsible) === "patcher";
   }
 
   /** Who makes the access. */
@@ -80,7 +105,7 @@ export class Attribution {
     // A module may name its function text_poke too: only the kernel's own count.
     if (!this.#guest.inKernelText(at)) return "other";
     const name = baseName(this.#guest.symbolName(at));
-    const role = PATCH.test(name) ? "patch" : COPY.test(name) ? "copy" : "kernel";
+    const role = roleOf(name);
     if (this.#roles.size >= MAX_KNOWN) this.#roles.clear();
     this.#roles.set(at, role);
     return role;
@@ -91,7 +116,7 @@ export class Attribution {
     const rip = frames[0] as number;
     // A kernel helper may do the write for a module further up: then the module is the source.
     const source = guest.inKernelText(responsible)
-      ? (frames.find((f) => guest.moduleAt(f) !== undefined) ?? responsible)
+      ? (frames.find((f) => guest.moduleAt(f) !== undefined) ?? this.#work(vcpu) ?? responsible)
       : responsible;
     const module = guest.moduleAt(source);
     const instruction = disassembleAtRip(vcpu, guest.memory);
@@ -114,6 +139,15 @@ export class Attribution {
     return originator;
   }
 
+  /**
+   * The function of the work item that is running, when it is not the kernel's: one that ended in a
+   * jump to the helper has left no frame.
+   */
+  #work(vcpu: Vcpu): number | undefined {
+    const work = this.#guest.currentWork(vcpu);
+    return work === undefined || this.#guest.inKernelText(work) ? undefined : work;
+  }
+
   #process(vcpu: Vcpu): ProcessInfo | undefined {
     const task = this.#guest.currentTask(vcpu);
     if (task === undefined) return undefined;
@@ -122,6 +156,12 @@ export class Attribution {
     if (task.parent !== undefined) info.parent = { pid: task.parent.pid, comm: task.parent.comm };
     return info;
   }
+}
+
+function roleOf(name: string): Role {
+  if (PATCH.test(name)) return "patch";
+  if (COPY.test(name)) return "copy";
+  return PATCHERS.some((pattern) => pattern.test(name)) ? "patcher" : "other";
 }
 
 /** Symbol without the suffixes gcc adds to split or specialised functions. */

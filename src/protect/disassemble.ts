@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import type { Vcpu } from "../bridge/index.ts";
 import type { PhysicalMemory } from "../memory/physical.ts";
 import { codeMode, decode, format, MAX_INSTRUCTION, virtualMemoryOf } from "../x86/index.ts";

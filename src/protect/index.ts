@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import { idt } from "./idt/index.ts";
 import { kernelImage } from "./kernel-image/index.ts";
 import type { Protection } from "./protection.ts";

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import type { AlertQueue } from "../alerts/queue.ts";
 import type { Vcpu, Vm } from "../bridge/index.ts";
 import type { GpaHooks } from "../ept/gpa-hooks.ts";

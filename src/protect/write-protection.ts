@@ -1,4 +1,5 @@
-import type { VictimKind } from "../alerts/alert.ts";
+// SPDX-License-Identifier: MIT
+import type { Access, VictimKind, Violation } from "../alerts/alert.ts";
 import { HVI_W, type Vcpu } from "../bridge/index.ts";
 import { ALLOW, DENY, type GpaHook, type HookAction, type PageAccess } from "../ept/gpa-hooks.ts";
 import {
@@ -16,6 +17,8 @@ export interface Region {
   kind: VictimKind;
   start: number;
   end: number;
+  /** What stands at an address, where symbols do not tell. */
+  describe?: (gva: number) => string;
 }
 
 export interface WriteProtectionOptions {
@@ -95,9 +98,8 @@ export class WriteProtection implements ActiveProtection {
   }
 
   #onWrite(access: PageAccess, region: Region): HookAction {
-    const { attribution, written, alerts, guest } = this.#context;
     if (this.#options.allow(access.vcpu)) return ALLOW;
-    const who = attribution.of(access.vcpu);
+    const { written, guest } = this.#context;
     const page = this.#linear.get(Math.floor(access.gpa / PAGE)) as number;
     const gva = page + (access.gpa % PAGE);
     const length = written(access, this.#written);
@@ -105,74 +107,65 @@ export class WriteProtection implements ActiveProtection {
     const old = new Uint8Array(Math.min(size, this.#written.length));
     const haveOld = guest.memory.readInto(access.gpa, old);
     const part = this.#options.parts?.find((t) => gva < t.end && gva + size > t.start);
-    alerts.push({
-      kind: "violation",
-      type: "ept-violation",
-      tsc: access.vcpu.exitTsc,
-      vcpu: access.vcpu.index,
-      protection: this.#options.name,
-      action: "denied",
-      reason: "no-exception",
-      technique: this.#options.technique,
-      originator: who.originator,
-      victim: {
-        kind: part?.kind ?? region.kind,
-        symbol: guest.symbolize(gva),
-        gva: formatGva(asGva(gva)),
-        gpa: formatGpa(access.gpa),
-      },
-      access: {
-        kind: "write",
-        gva: Number.isNaN(access.gva) ? undefined : formatGva(asGva(access.gva)),
-        size,
-        old: haveOld ? hex(old, old.length) : undefined,
-        new: length > 0 ? hex(this.#written, size) : undefined,
-        count: 1,
-      },
-      process: who.process,
+    this.#report("ept-violation", access.vcpu, part ?? region, gva, access.gpa, {
+      kind: "write",
+      gva: Number.isNaN(access.gva) ? undefined : formatGva(asGva(access.gva)),
+      size,
+      old: haveOld ? hex(old, old.length) : undefined,
+      new: length > 0 ? hex(this.#written, size) : undefined,
+      count: 1,
     });
     return DENY;
   }
 
   #onTranslation(change: TranslationChange, region: Region): HookAction {
-    if (change.known && this.#sameFrames(change)) return ALLOW;
-    const { attribution, alerts, guest } = this.#context;
-    const who = attribution.of(change.vcpu);
+    if (change.known && this.#maps(change.level, change.gva, change.newLo, change.newHi)) {
+      return ALLOW;
+    }
     const gva = Math.max(change.gva, region.start);
-    alerts.push({
-      kind: "violation",
-      type: "translation-violation",
-      tsc: change.vcpu.exitTsc,
-      vcpu: change.vcpu.index,
-      protection: this.#options.name,
-      action: "denied",
-      reason: "no-exception",
-      technique: this.#options.technique,
-      originator: who.originator,
-      victim: {
-        kind: region.kind,
-        symbol: guest.symbolize(gva),
-        gva: formatGva(asGva(gva)),
-        gpa: formatGpa(change.entryGpa),
-      },
-      access: {
-        kind: "write",
-        size: 8,
-        old: entryHex(change.oldLo, change.oldHi),
-        new: change.known ? entryHex(change.newLo, change.newHi) : undefined,
-        count: 1,
-      },
-      process: who.process,
+    this.#report("translation-violation", change.vcpu, region, gva, change.entryGpa, {
+      kind: "write",
+      size: 8,
+      old: entryHex(change.oldLo, change.oldHi),
+      new: change.known ? entryHex(change.newLo, change.newHi) : undefined,
+      count: 1,
     });
     return DENY;
   }
 
-  /** Whether every protected page below the new entry still has its frame. The kernel splits large
-   * pages and changes rights of its own text; it never moves it. */
-  #sameFrames(change: TranslationChange): boolean {
-    return this.#maps(change.level, change.gva, change.newLo, change.newHi);
+  #report(
+    type: Violation["type"],
+    vcpu: Vcpu,
+    region: Region,
+    gva: number,
+    gpa: number,
+    access: Access,
+  ): void {
+    const { attribution, alerts, guest } = this.#context;
+    alerts.push({
+      kind: "violation",
+      type,
+      tsc: vcpu.exitTsc,
+      vcpu: vcpu.index,
+      protection: this.#options.name,
+      action: "denied",
+      reason: "no-exception",
+      technique: this.#options.technique,
+      ...attribution.of(vcpu),
+      victim: {
+        kind: region.kind,
+        symbol: region.describe?.(gva) ?? guest.symbolize(gva),
+        gva: formatGva(asGva(gva)),
+        gpa: formatGpa(gpa),
+      },
+      access,
+    });
   }
 
+  /**
+   * Whether every protected page below an entry still has its frame under these contents of it. The
+   * kernel splits large pages and changes rights of its own text; it never moves it.
+   */
   #maps(level: number, gva: number, lo: number, hi: number): boolean {
     const bytes = 2 ** (12 + 9 * (level - 1));
     const first = this.#firstProtected(gva, gva + bytes);

@@ -1,8 +1,9 @@
+// SPDX-License-Identifier: MIT
 import { describe, expect, test } from "bun:test";
 import * as abi from "../bridge/abi.ts";
-import { fakeVm } from "../bridge/fake.ts";
+import { fakeVm } from "../bridge/fake.fixture.ts";
 import type { Vcpu } from "../bridge/vcpu.ts";
-import { FakeTables } from "../memory/fake_tables.ts";
+import { FakeTables } from "../memory/fake-tables.fixture.ts";
 import { PhysicalMemory } from "../memory/physical.ts";
 import { VirtualMemory } from "../memory/virtual.ts";
 import { decode } from "./decode.ts";

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /**
  * Stock Debian kernels on the software vCPU with every protection on: a benign workload, all attacks,
  * and the benign workload again, in one boot a kernel.

@@ -2,6 +2,7 @@
 /** Every case, in the order of the transcript. */
 import type { Case } from "./case.ts";
 import { accesses } from "./cases/access.ts";
+import { architecture } from "./cases/architecture.ts";
 import { errors } from "./cases/errors.ts";
 import { exits } from "./cases/exits.ts";
 import { accessedDirty, areas, descriptors, frames, stack, strings } from "./cases/implicit.ts";
@@ -26,5 +27,6 @@ export const suite: readonly Case[] = [
   ...smp,
   ...state,
   ...modes,
+  ...architecture,
   ...errors,
 ];

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** The single executable: everything is inside it, and it leaves nothing behind. */
 import { afterAll, beforeAll, expect, test } from "bun:test";
 import { copyFileSync, mkdirSync, mkdtempSync, readdirSync, rmSync } from "node:fs";

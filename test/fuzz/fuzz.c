@@ -103,6 +103,7 @@ struct machine {
 	u32 vcpus;
 	u8 *ram;
 	struct hvi_vcpu *page[2];
+	u64 tsc[2];		/* at the last exit */
 };
 
 /* ---- numbers that find edges --------------------------------------------------- */
@@ -738,19 +739,25 @@ static void random_reply(struct hvi_vcpu *p)
 
 static bool run_piece(struct machine *m)
 {
-	struct hvi_run run = {
-		.deadline = m->page[0]->tsc + PIECE,
-		.flags = HVI_RUN_DEADLINE,
-	};
+	struct hvi_run run = { .flags = HVI_RUN_DEADLINE };
+	u64 now[2];
 	long r;
 
-	/* The clocks of two vCPUs may be set far apart: the deadline is that of the one behind. */
-	if (m->vcpus > 1 && (int64_t)(m->page[1]->tsc - m->page[0]->tsc) < 0)
-		run.deadline = m->page[1]->tsc + PIECE;
+	/*
+	 * A TSC that was written is the vCPU's only when its group is dirty. The clocks
+	 * of two vCPUs may be set far apart: the deadline is that of the one behind.
+	 */
+	for (u32 i = 0; i < m->vcpus; i++)
+		now[i] = m->page[i]->dirty & HVI_STATE_MSR ? m->page[i]->tsc : m->tsc[i];
+	run.deadline = now[0] + PIECE;
+	if (m->vcpus > 1 && (int64_t)(now[1] - now[0]) < 0)
+		run.deadline = now[1] + PIECE;
 	alarm(STUCK_SECONDS);
 	r = call(m, HVI_RUN, &run);
 	alarm(0);
 	runs++;
+	for (u32 i = 0; i < m->vcpus && !r; i++)
+		m->tsc[i] = m->page[i]->tsc;
 	if (r) {
 		/* Refused: a reply, an event or a view that cannot be. Make it one that can. */
 		for (u32 i = 0; i < m->vcpus; i++) {

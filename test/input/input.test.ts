@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** Bad input to every command: one line that says what and what next, exit code 2, nothing written. */
 import { afterAll, beforeAll, expect, test } from "bun:test";
 import {

@@ -127,6 +127,14 @@ void guest_open(const char *library)
 	user_mode(64);
 }
 
+void guest_control(u64 cr0_set, u64 cr4_clear, u64 xcr0)
+{
+	user_mode(64);
+	page->cr0 |= cr0_set;
+	page->cr4 &= ~cr4_clear;
+	page->xcr0 = xcr0;
+}
+
 u8 *guest_data(void)
 {
 	return ram + DATA_GPA;

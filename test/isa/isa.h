@@ -7,6 +7,7 @@
  *	host.c	    runs it on this CPU, in a signal frame
  *	guest.c	    runs it in a guest of hv/soft through the ABI
  *	undefined.c which results the SDM leaves undefined
+ *	conditions.c #UD, #NM, #MF by CR0, CR4 and XCR0, after the SDM's tables
  *	main.c	    compares, reports
  *
  * Both run at privilege 3, in 64-bit and 32-bit code, at the same linear addresses, in pages
@@ -112,8 +113,15 @@ void host_run(const struct test *t, struct outcome *out);
 
 void guest_open(const char *library);
 void guest_run(const struct test *t, struct outcome *out);
+/* For the next runs: CR0 bits set, CR4 bits cleared, XCR0. */
+void guest_control(u64 cr0_set, u64 cr4_clear, u64 xcr0);
 u8 *guest_data(void);		/* the guest's DATA and STACK, in that order */
 u8 *guest_stack(void);
+
+/* ---- conditions that a user program cannot set on the host ------------------------- */
+
+/* Runs the table in conditions.c in the guest; how many rows differ from the SDM. */
+u32 check_conditions(u32 *rows);
 
 /* ---- what is undefined ------------------------------------------------------------ */
 

@@ -227,11 +227,13 @@ int main(int argc, char **argv)
 {
 	struct options o = parse(argc, argv);
 	struct form *forms;
-	u32 n = find_forms(&forms), used = 0, bad = 0, dumps = 0;
+	u32 n = find_forms(&forms), used = 0, bad = 0, dumps = 0, rows, wrong;
 	u64 states = 0;
 	static struct test t;
 
 	guest_open(o.library);
+	wrong = check_conditions(&rows);
+	printf("conditions %u mismatches %u\n", rows, wrong);
 	host_open();
 	for (u32 i = 0; i < n; i++) {
 		struct form *f = &forms[i];
@@ -258,5 +260,5 @@ int main(int argc, char **argv)
 	if (o.json)
 		write_json(o.json, forms, n, &o);
 	printf("forms %u states %" PRIu64 " mismatches %u\n", used, states, bad);
-	return bad ? 1 : 0;
+	return bad || wrong ? 1 : 0;
 }

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /** The command line as tests use it. */
 import { join } from "node:path";
 

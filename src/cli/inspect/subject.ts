@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 /** What `hvi inspect` looks at: memory and CPUs that stand still, and how addresses are named. */
 import type { Vcpu } from "../../bridge/index.ts";
+import { InputError } from "../../errors.ts";
 import { identify } from "../../guest/identify.ts";
 import type { LinuxGuest } from "../../guest/linux/kernel.ts";
-import { InputError } from "../../machine/errors.ts";
 import { hex, type PhysicalMemory, parseGpa, parseGva, VirtualMemory } from "../../memory/index.ts";
 import { pagingFeatures, pagingMode } from "../../x86/segments.ts";
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 import { describe, expect, test } from "bun:test";
 import { HVI_CS, HVI_GS, HVI_STATE_ALL, VCPU_VALID, Vcpu } from "../../bridge/index.ts";
+import { InputError } from "../../errors.ts";
 import {
   AT,
   DIRECT,
@@ -8,7 +9,6 @@ import {
   type SyntheticGuest,
   syntheticGuest,
 } from "../../guest/synthetic.fixture.ts";
-import { InputError } from "../../machine/errors.ts";
 import { hex } from "../../memory/index.ts";
 import { Subject } from "./subject.ts";
 import { VERBS } from "./views.ts";

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 /** What `hvi inspect` can show. Each view gives a value for --json and lines for people. */
 import { HVI_CS, HVI_DS, HVI_ES, HVI_FS, HVI_GS, HVI_SS, type Vcpu } from "../../bridge/index.ts";
+import { InputError } from "../../errors.ts";
 import type { KernelSymbol } from "../../guest/linux/kallsyms.ts";
-import { InputError } from "../../machine/errors.ts";
 import { hex, hex64, levelNames } from "../../memory/index.ts";
 import { disassemble, MAX_INSTRUCTION } from "../../x86/decode.ts";
 import { GPR_NAMES } from "../../x86/registers.ts";

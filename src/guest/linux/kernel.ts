@@ -8,6 +8,7 @@ import type { KernelSymbol, SymbolTable } from "./kallsyms.ts";
 import { type GvaRange, type LinuxModule, type ModuleList, ModuleReader } from "./modules.ts";
 import { type Task, type TaskList, TaskReader } from "./tasks.ts";
 import { OrcUnwinder } from "./unwind.ts";
+import { workFunction } from "./workqueue.ts";
 
 /** Start of the kernel's text as linked (CONFIG_PHYSICAL_START 16 MiB, the default). */
 const LINKED_TEXT = -0x7f00_0000;
@@ -216,6 +217,13 @@ export class LinuxGuest {
   currentTask(cpu: GuestCpu): Task | undefined {
     const gs = kernelGs(cpu);
     return gs === undefined ? undefined : this.#tasks?.current(gs);
+  }
+
+  /** The function of the work item that the task of a CPU runs; undefined when it runs none. */
+  currentWork(cpu: GuestCpu): number | undefined {
+    const task = this.currentTask(cpu);
+    if (task === undefined || this.btf === undefined) return undefined;
+    return workFunction(this.vm, this.btf, task.address);
   }
 
   /**

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import { type DeviceState, num, type Stateful } from "../device.ts";
 import type { PortDevice } from "../ports.ts";
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import { type DeviceState, num, nums, type Stateful } from "../device.ts";
 import type { MmioDevice } from "../ports.ts";
 
@@ -14,7 +15,13 @@ const LOW_DELIVERY_STATUS = 1 << 12;
 const LOW_LOGICAL = 1 << 11;
 
 /** Sends an interrupt message: delivery mode, vector, destination, logical or physical, level or edge. */
-export type SendMessage = (mode: number, vector: number, dest: number, logical: boolean, level: boolean) => void;
+export type SendMessage = (
+  mode: number,
+  vector: number,
+  dest: number,
+  logical: boolean,
+  level: boolean,
+) => void;
 
 export class IoApic implements MmioDevice, Stateful {
   /** Where messages go; the machine sets it to the local APICs' bus. */
@@ -60,7 +67,11 @@ export class IoApic implements MmioDevice, Stateful {
   endOfInterrupt(vector: number): void {
     for (let pin = 0; pin < PINS; pin++) {
       const low = this.#low[pin];
-      if ((low & 0xff) !== vector || (low & (LOW_LEVEL | LOW_REMOTE_IRR)) !== (LOW_LEVEL | LOW_REMOTE_IRR)) continue;
+      if (
+        (low & 0xff) !== vector ||
+        (low & (LOW_LEVEL | LOW_REMOTE_IRR)) !== (LOW_LEVEL | LOW_REMOTE_IRR)
+      )
+        continue;
       this.#low[pin] &= ~LOW_REMOTE_IRR;
       this.#service(pin);
     }

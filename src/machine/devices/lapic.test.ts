@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import { expect, test } from "bun:test";
 import { Clock } from "../clock.ts";
 import { LAPIC_HZ, LapicBus, MSR_APIC_BASE, MSR_TSC_DEADLINE } from "./lapic.ts";

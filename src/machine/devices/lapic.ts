@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import type { Clock, Timer } from "../clock.ts";
 import { type DeviceState, num, nums, type Stateful } from "../device.ts";
 
@@ -33,7 +34,6 @@ const R_ISR = 0x10;
 const R_TMR = 0x18;
 const R_IRR = 0x20;
 const R_ESR = 0x28;
-const R_LVT_CMCI = 0x2f;
 const R_ICR = 0x30;
 const R_ICR_HIGH = 0x31;
 const R_LVT_TIMER = 0x32;
@@ -208,7 +208,8 @@ export class LocalApic implements Stateful {
   /** A rising edge of LINT0 (the 8259's INTR) while it is not in ExtINT mode. */
   lint0(): void {
     const lvt = this.#lvt[R_LVT_LINT0];
-    if (this.enabled && (lvt & LVT_MASKED) === 0 && ((lvt >> 8) & 7) !== MODE_EXTINT) this.#local(R_LVT_LINT0);
+    if (this.enabled && (lvt & LVT_MASKED) === 0 && ((lvt >> 8) & 7) !== MODE_EXTINT)
+      this.#local(R_LVT_LINT0);
   }
 
   /** An interrupt of a local source through its LVT entry. */
@@ -345,7 +346,7 @@ export class LocalApic implements Stateful {
       case R_ID:
         return this.x2apic ? this.id : (this.id << 24) >>> 0;
       case R_VERSION:
-        return 0x60015; // version 0x15 with seven LVT entries
+        return 0x50014; // version 0x14 with six LVT entries, as QEMU's
       case R_TPR:
         return this.#tpr;
       case R_APR:
@@ -363,8 +364,6 @@ export class LocalApic implements Stateful {
         return this.#svr;
       case R_ESR:
         return this.#esr;
-      case R_LVT_CMCI:
-        return this.#lvt[register];
       case R_ICR:
         this.high = this.x2apic ? this.#icrHigh : 0;
         return this.#icr;
@@ -424,7 +423,6 @@ export class LocalApic implements Stateful {
         this.#svr = value & 0x1ff;
         if ((value & SVR_ENABLED) === 0) {
           for (let i = R_LVT_TIMER; i <= R_LVT_ERROR; i++) this.#lvt[i] |= LVT_MASKED;
-          this.#lvt[R_LVT_CMCI] |= LVT_MASKED;
         }
         return true;
       case R_ESR:
@@ -463,9 +461,6 @@ export class LocalApic implements Stateful {
         if (value < 16) this.#error(ESR_SEND_VECTOR);
         this.accept(value, false);
         return true;
-      case R_LVT_CMCI:
-        this.#setLvt(register, value);
-        return true;
       default:
         if (register < R_LVT_TIMER || register > R_LVT_ERROR) return false;
         if (this.x2apic && (value & ~(lvtMask(register) | 0x5000)) !== 0) return false;
@@ -484,7 +479,8 @@ export class LocalApic implements Stateful {
     if (mode === MODE_INIT && (icr & (1 << 14)) === 0 && (icr & (1 << 15)) !== 0) return;
     const level = (icr & (1 << 15)) !== 0 && mode === MODE_FIXED;
     const dest = this.x2apic ? this.#icrHigh : this.#icrHigh >>> 24;
-    if (shorthand === 0) this.#bus.send(mode, vector, dest, (icr & (1 << 11)) !== 0, level, this.x2apic);
+    if (shorthand === 0)
+      this.#bus.send(mode, vector, dest, (icr & (1 << 11)) !== 0, level, this.x2apic);
     else if (shorthand === 1) this.receive(mode, vector, level);
     else this.#bus.broadcast(mode, vector, level, shorthand === 3 ? this.id : -1);
   }
@@ -617,7 +613,14 @@ export class LapicBus {
     return apic;
   }
 
-  send(mode: number, vector: number, dest: number, logical: boolean, level: boolean, wide = false): void {
+  send(
+    mode: number,
+    vector: number,
+    dest: number,
+    logical: boolean,
+    level: boolean,
+    wide = false,
+  ): void {
     const apics = this.apics;
     if (mode === MODE_LOWEST) {
       // Lowest priority: the CPUs that match take turns.
@@ -636,6 +639,7 @@ export class LapicBus {
 
   /** To all, or all but one. */
   broadcast(mode: number, vector: number, level: boolean, but: number): void {
-    for (const apic of this.apics) if (apic.id !== but && apic.enabled) apic.receive(mode, vector, level);
+    for (const apic of this.apics)
+      if (apic.id !== but && apic.enabled) apic.receive(mode, vector, level);
   }
 }

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import { bool, type DeviceState, num, type Stateful } from "../device.ts";
 import type { PortDevice } from "../ports.ts";
 
@@ -62,7 +63,8 @@ class Chip {
         // In special mask mode a masked line in service blocks nobody; in special
         // fully nested mode the slave may interrupt its own service routine.
         const blocks =
-          !(this.special && (this.imr & bit) !== 0) && !(this.specialNested && this.master && line === 2);
+          !(this.special && (this.imr & bit) !== 0) &&
+          !(this.specialNested && this.master && line === 2);
         if (blocks) return -1;
       }
       if ((requests & bit) !== 0) return line;

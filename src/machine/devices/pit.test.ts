@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import { expect, test } from "bun:test";
 import { Clock } from "../clock.ts";
 import { PIT_HZ, Pit } from "./pit.ts";

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import type { Clock, Timer } from "../clock.ts";
 import { bool, type DeviceState, type IrqLine, num, type Stateful } from "../device.ts";
 import type { PortDevice } from "../ports.ts";
@@ -152,7 +153,9 @@ export class Pit implements PortDevice, Stateful {
   #load(index: number, value: number): void {
     const c = this.#channels[index];
     let count = value;
-    if (c.bcd) count = (value & 15) + ((value >> 4) & 15) * 10 + ((value >> 8) & 15) * 100 + (value >> 12) * 1000;
+    if (c.bcd)
+      count =
+        (value & 15) + ((value >> 4) & 15) * 10 + ((value >> 8) & 15) * 100 + (value >> 12) * 1000;
     c.reload = count === 0 ? (c.bcd ? 10000 : 65536) : count;
     c.start = this.#clock.now;
     c.loaded = true;
@@ -165,7 +168,12 @@ export class Pit implements PortDevice, Stateful {
   #encode(c: Channel, count: number): number {
     if (!c.bcd) return count & 0xffff;
     const d = count % 10000;
-    return (d % 10) | ((Math.floor(d / 10) % 10) << 4) | ((Math.floor(d / 100) % 10) << 8) | (Math.floor(d / 1000) << 12);
+    return (
+      (d % 10) |
+      ((Math.floor(d / 10) % 10) << 4) |
+      ((Math.floor(d / 100) % 10) << 8) |
+      (Math.floor(d / 1000) << 12)
+    );
   }
 
   #latchCount(c: Channel): void {
@@ -180,7 +188,10 @@ export class Pit implements PortDevice, Stateful {
       this.#refresh = !this.#refresh;
       const c = this.#channels[2];
       return (
-        (c.gate ? 1 : 0) | (this.#speaker ? 2 : 0) | (this.#refresh ? 0x10 : 0) | (this.#output(c) ? 0x20 : 0)
+        (c.gate ? 1 : 0) |
+        (this.#speaker ? 2 : 0) |
+        (this.#refresh ? 0x10 : 0) |
+        (this.#output(c) ? 0x20 : 0)
       );
     }
     if (port === 0x43) return 0xff;
@@ -241,7 +252,11 @@ export class Pit implements PortDevice, Stateful {
         const c = this.#channels[i];
         if ((value & 0x10) === 0 && c.latchStatus < 0) {
           c.latchStatus =
-            (this.#output(c) ? 0x80 : 0) | (c.loaded ? 0 : 0x40) | (c.access << 4) | (c.mode << 1) | (c.bcd ? 1 : 0);
+            (this.#output(c) ? 0x80 : 0) |
+            (c.loaded ? 0 : 0x40) |
+            (c.access << 4) |
+            (c.mode << 1) |
+            (c.bcd ? 1 : 0);
         }
         if ((value & 0x20) === 0) this.#latchCount(c);
       }

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import { expect, test } from "bun:test";
 import { Clock } from "../clock.ts";
 import { Rtc } from "./rtc.ts";
@@ -5,9 +6,13 @@ import { Rtc } from "./rtc.ts";
 function make(epoch: number) {
   const clock = new Clock(1_000_000);
   let level = false;
-  const rtc = new Rtc(clock, (l) => {
-    level = l;
-  }, epoch);
+  const rtc = new Rtc(
+    clock,
+    (l) => {
+      level = l;
+    },
+    epoch,
+  );
   const read = (index: number) => {
     rtc.portOut(0x70, 1, index);
     return rtc.portIn(0x71);
@@ -54,7 +59,15 @@ test("the update interrupt comes each second and reading C clears it", () => {
 test("the time can be set", () => {
   const { read, write, to } = make(0);
   write(0x0b, 0x82);
-  for (const [index, value] of [[9, 0x30], [0x32, 0x20], [8, 0x01], [7, 0x02], [4, 0x03], [2, 0x04], [0, 0x05]])
+  for (const [index, value] of [
+    [9, 0x30],
+    [0x32, 0x20],
+    [8, 0x01],
+    [7, 0x02],
+    [4, 0x03],
+    [2, 0x04],
+    [0, 0x05],
+  ])
     write(index, value);
   write(0x0b, 0x02);
   to(10);

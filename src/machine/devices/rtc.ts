@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import type { Clock, Timer } from "../clock.ts";
 import { type DeviceState, type IrqLine, num, nums, type Stateful } from "../device.ts";
 import type { PortDevice } from "../ports.ts";
@@ -117,7 +118,8 @@ export class Rtc implements PortDevice, Stateful {
     this.#raise(C_UF);
     const ram = this.#ram;
     // An alarm byte with its top two bits set matches every value.
-    const due = (alarm: number, now: number) => (ram[alarm] & 0xc0) === 0xc0 || ram[alarm] === ram[now];
+    const due = (alarm: number, now: number) =>
+      (ram[alarm] & 0xc0) === 0xc0 || ram[alarm] === ram[now];
     if (due(1, 0) && due(3, 2) && due(5, 4)) this.#raise(C_AF);
     this.#arm();
   }
@@ -141,7 +143,8 @@ export class Rtc implements PortDevice, Stateful {
       this.#second.set(this.#clock.now + left * this.#clock.khz * 1000);
     } else this.#second.stop();
     if ((b & B_PIE) !== 0 && (this.#ram[REG_A] & 15) !== 0) {
-      if (this.#periodic.deadline === Infinity) this.#periodic.set(this.#clock.now + this.#periodTicks());
+      if (this.#periodic.deadline === Infinity)
+        this.#periodic.set(this.#clock.now + this.#periodTicks());
     } else this.#periodic.stop();
   }
 
@@ -186,7 +189,12 @@ export class Rtc implements PortDevice, Stateful {
       this.#arm();
       return;
     }
-    const isTime = index === 0 || index === 2 || index === 4 || (index >= 6 && index <= 9) || index === REG_CENTURY;
+    const isTime =
+      index === 0 ||
+      index === 2 ||
+      index === 4 ||
+      (index >= 6 && index <= 9) ||
+      index === REG_CENTURY;
     if (isTime) this.#show();
     ram[index] = value;
     if (isTime && (ram[REG_B] & B_SET) === 0) this.#take();

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import { type DeviceState, nums, type Stateful } from "../device.ts";
 import type { MmioDevice, PortDevice } from "../ports.ts";
 
@@ -62,7 +63,8 @@ export class TestDevice implements PortDevice, MmioDevice, Stateful {
   portIn(port: number, size: number): number {
     if (port < 0xe0 || port > 0xeb) return 0;
     let value = 0;
-    for (let i = 0; i < size && port + i <= 0xeb; i++) value |= this.#registers[port + i - 0xe0] << (8 * i);
+    for (let i = 0; i < size && port + i <= 0xeb; i++)
+      value |= this.#registers[port + i - 0xe0] << (8 * i);
     return value;
   }
 
@@ -71,7 +73,8 @@ export class TestDevice implements PortDevice, MmioDevice, Stateful {
       this.#setIrq(port - TESTDEV_IRQ_PORT, value !== 0);
       return;
     }
-    for (let i = 0; i < size && port + i <= 0xeb; i++) this.#registers[port + i - 0xe0] = (value >>> (8 * i)) & 0xff;
+    for (let i = 0; i < size && port + i <= 0xeb; i++)
+      this.#registers[port + i - 0xe0] = (value >>> (8 * i)) & 0xff;
   }
 
   mmioRead(offset: number, size: number): number {

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import { bool, type DeviceState, type IrqLine, num, nums, type Stateful } from "../device.ts";
 import type { PortDevice } from "../ports.ts";
 
@@ -81,7 +82,8 @@ export class Uart implements PortDevice, Stateful {
     const driven = (this.#ier & IER_RDA) !== 0 && (this.#mcr & MCR_OUT2) !== 0;
     if (!driven && this.#polls < POLLS) return;
     const room = (this.#fcr & FCR_ENABLE) !== 0 ? FIFO_SIZE : 1;
-    while (this.#rxCount < room && this.#waiting.length > 0) this.#receive(this.#waiting.shift() as number);
+    while (this.#rxCount < room && this.#waiting.length > 0)
+      this.#receive(this.#waiting.shift() as number);
   }
 
   #receive(byte: number): void {
@@ -141,7 +143,10 @@ export class Uart implements PortDevice, Stateful {
       case 5: {
         if (++this.#polls === POLLS) this.#fill();
         const lsr =
-          LSR_THRE | LSR_TEMT | (this.#rxCount > 0 ? LSR_DR : 0) | (this.#overrun ? LSR_OVERRUN : 0);
+          LSR_THRE |
+          LSR_TEMT |
+          (this.#rxCount > 0 ? LSR_DR : 0) |
+          (this.#overrun ? LSR_OVERRUN : 0);
         if (this.#overrun) {
           this.#overrun = false;
           this.#update();
@@ -214,15 +219,20 @@ export class Uart implements PortDevice, Stateful {
   #setModem(): void {
     const mcr = this.#mcr;
     const now =
-      (mcr & MCR_LOOP) !== 0 ? ((mcr & 2) << 3) | ((mcr & 1) << 5) | ((mcr & 4) << 4) | ((mcr & 8) << 4) : MSR_READY;
+      (mcr & MCR_LOOP) !== 0
+        ? ((mcr & 2) << 3) | ((mcr & 1) << 5) | ((mcr & 4) << 4) | ((mcr & 8) << 4)
+        : MSR_READY;
     const changed = now ^ this.#modem;
     // The delta of RI records its trailing edge only.
-    this.#modemDelta |= ((changed & 0xb0) >> 4) | (((changed & this.#modem) & 0x40) >> 4);
+    this.#modemDelta |= ((changed & 0xb0) >> 4) | ((changed & this.#modem & 0x40) >> 4);
     this.#modem = now;
   }
 
   #unread(): number[] {
-    return Array.from({ length: this.#rxCount }, (_, i) => this.#rx[(this.#rxHead + i) % FIFO_SIZE]);
+    return Array.from(
+      { length: this.#rxCount },
+      (_, i) => this.#rx[(this.#rxHead + i) % FIFO_SIZE],
+    );
   }
 
   save(): DeviceState {

@@ -1,4 +1,5 @@
-import { ACPI_PM_BASE, PM1_CONTROL, PM_TIMER, SLEEP_TYPE_S5 } from "../devices/acpi-pm.ts";
+// SPDX-License-Identifier: MIT
+import { ACPI_PM_BASE, PM_TIMER, PM1_CONTROL, SLEEP_TYPE_S5 } from "../devices/acpi-pm.ts";
 import { IOAPIC_BASE } from "../devices/ioapic.ts";
 import { LAPIC_BASE } from "../devices/lapic.ts";
 
@@ -8,7 +9,8 @@ import { LAPIC_BASE } from "../devices/lapic.ts";
  * a DSDT whose only object is \_S5.
  */
 
-const text = (bytes: Uint8Array, at: number, s: string) => bytes.set(new TextEncoder().encode(s), at);
+const text = (bytes: Uint8Array, at: number, s: string) =>
+  bytes.set(new TextEncoder().encode(s), at);
 
 function checksum(bytes: Uint8Array, at: number, from = 0, to = bytes.length): void {
   let sum = 0;
@@ -17,7 +19,12 @@ function checksum(bytes: Uint8Array, at: number, from = 0, to = bytes.length): v
 }
 
 /** A table of `length` bytes with its header; `fill` writes the rest. */
-function table(signature: string, revision: number, length: number, fill: (view: DataView) => void): Uint8Array {
+function table(
+  signature: string,
+  revision: number,
+  length: number,
+  fill: (view: DataView) => void,
+): Uint8Array {
   const bytes = new Uint8Array(length);
   const view = new DataView(bytes.buffer);
   text(bytes, 0, signature);
@@ -72,7 +79,9 @@ export function acpiTables(base: number, cpus: number): Uint8Array {
   const xsdtAt = base + 0x240;
   const madtAt = base + 0x280;
 
-  const dsdt = table("DSDT", 2, 36 + S5_AML.length, (v) => new Uint8Array(v.buffer).set(S5_AML, 36));
+  const dsdt = table("DSDT", 2, 36 + S5_AML.length, (v) =>
+    new Uint8Array(v.buffer).set(S5_AML, 36),
+  );
   const facs = new Uint8Array(64);
   text(facs, 0, "FACS");
   facs[4] = 64;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import type { GuestRam } from "../../bridge/index.ts";
 import { writeRam } from "./ram.ts";
 

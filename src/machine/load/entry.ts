@@ -1,5 +1,6 @@
-import type { GuestRam, Vcpu } from "../../bridge/index.ts";
+// SPDX-License-Identifier: MIT
 import * as abi from "../../bridge/abi.ts";
+import type { GuestRam, Vcpu } from "../../bridge/index.ts";
 import { BOOT_GDT, BOOT_PD, BOOT_PDPT, BOOT_PML4 } from "../layout.ts";
 import { writeRam } from "./ram.ts";
 
@@ -49,9 +50,17 @@ function writeIdentityPaging(ram: GuestRam): void {
   const tables = new DataView(new ArrayBuffer(BOOT_PD + 4 * 0x1000 - BOOT_PML4));
   tables.setUint32(0, BOOT_PDPT | PTE_PRESENT_WRITE, true);
   for (let i = 0; i < 4; i++)
-    tables.setUint32(BOOT_PDPT - BOOT_PML4 + 8 * i, (BOOT_PD + 0x1000 * i) | PTE_PRESENT_WRITE, true);
+    tables.setUint32(
+      BOOT_PDPT - BOOT_PML4 + 8 * i,
+      (BOOT_PD + 0x1000 * i) | PTE_PRESENT_WRITE,
+      true,
+    );
   for (let i = 0; i < 4 * 512; i++)
-    tables.setUint32(BOOT_PD - BOOT_PML4 + 8 * i, ((i << 21) | PDE_LARGE | PTE_PRESENT_WRITE) >>> 0, true);
+    tables.setUint32(
+      BOOT_PD - BOOT_PML4 + 8 * i,
+      ((i << 21) | PDE_LARGE | PTE_PRESENT_WRITE) >>> 0,
+      true,
+    );
   writeRam(ram, BOOT_PML4, new Uint8Array(tables.buffer));
 }
 

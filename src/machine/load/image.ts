@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import type { GuestRam, Vcpu } from "../../bridge/index.ts";
 
 /** What `hvi run` was asked to start. */

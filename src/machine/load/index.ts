@@ -1,4 +1,5 @@
-import { InputError } from "../errors.ts";
+// SPDX-License-Identifier: MIT
+import { InputError } from "../../errors.ts";
 import { isElf } from "./elf.ts";
 import type { LoadableImage, LoadRequest } from "./image.ts";
 import { isBzImage, loadLinux } from "./linux.ts";
@@ -13,7 +14,10 @@ export async function loadImage(request: LoadRequest): Promise<LoadableImage> {
     try {
       kernel = Bun.gunzipSync(kernel as Uint8Array<ArrayBuffer>);
     } catch {
-      throw new InputError(`${request.kernelName}: a damaged gzip file`, "copy or download the kernel again");
+      throw new InputError(
+        `${request.kernelName}: a damaged gzip file`,
+        "copy or download the kernel again",
+      );
     }
   }
   const unpacked = { ...request, kernel };

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /*
  * Kernel address space randomisation as the kernel's own decompressor does it
  * (arch/x86/boot/compressed/misc.c, kaslr.c): the relocations stand behind
@@ -35,7 +36,11 @@ export function parseRelocations(bytes: Uint8Array): Relocations | undefined {
       narrow: words.subarray(zeros[2] + 1),
     };
   if (zeros.length === 2)
-    return { wide: words.subarray(1, zeros[1]), inverse: none, narrow: words.subarray(zeros[1] + 1) };
+    return {
+      wide: words.subarray(1, zeros[1]),
+      inverse: none,
+      narrow: words.subarray(zeros[1] + 1),
+    };
   return undefined;
 }
 
@@ -44,7 +49,12 @@ export function parseRelocations(bytes: Uint8Array): Relocations | undefined {
  * `size` bytes from `base` (its physical address without slide) stays inside
  * its mapping. `random` gives values in [0, 1).
  */
-export function chooseSlide(base: number, size: number, align: number, random: () => number): number {
+export function chooseSlide(
+  base: number,
+  size: number,
+  align: number,
+  random: () => number,
+): number {
   const slots = Math.floor((KERNEL_IMAGE_SIZE - base - size) / align) + 1;
   return slots <= 1 ? 0 : Math.floor(random() * slots) * align;
 }
@@ -54,7 +64,12 @@ export function chooseSlide(base: number, size: number, align: number, random: (
  * address `base` on. False when one of them points outside of it; the image
  * may be half relocated then and must not be used.
  */
-export function relocate(image: Uint8Array, base: number, relocations: Relocations, slide: number): boolean {
+export function relocate(
+  image: Uint8Array,
+  base: number,
+  relocations: Relocations,
+  slide: number,
+): boolean {
   const view = new DataView(image.buffer, image.byteOffset, image.byteLength);
   const limit = image.length;
   const place = (entry: number) => (entry >>> 0) - START_KERNEL_MAP_LOW - base;

@@ -1,5 +1,6 @@
+// SPDX-License-Identifier: MIT
 import type { GuestRam, Vcpu } from "../../bridge/index.ts";
-import { InputError } from "../errors.ts";
+import { InputError } from "../../errors.ts";
 import {
   ACPI_TABLES,
   BIOS_AREA_END,
@@ -9,7 +10,7 @@ import {
   LOW_MEMORY_LIMIT,
 } from "../layout.ts";
 import { acpiTables } from "./acpi.ts";
-import { elfExtent, type ElfImage, isElf, parseElf } from "./elf.ts";
+import { type ElfImage, elfExtent, isElf, parseElf } from "./elf.ts";
 import { enterLinux64 } from "./entry.ts";
 import type { LoadableImage, LoadRequest } from "./image.ts";
 import { chooseSlide, parseRelocations, relocate } from "./kaslr.ts";
@@ -57,7 +58,9 @@ const mib = (bytes: number) => `${Math.ceil(bytes / MB)}M`;
 export function isBzImage(bytes: Uint8Array): boolean {
   if (bytes.length < 0x206) return false;
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-  return view.getUint16(HDR_BOOT_FLAG, true) === 0xaa55 && view.getUint32(HDR_MAGIC, true) === MAGIC_HDRS;
+  return (
+    view.getUint16(HDR_BOOT_FLAG, true) === 0xaa55 && view.getUint32(HDR_MAGIC, true) === MAGIC_HDRS
+  );
 }
 
 interface Header {
@@ -117,13 +120,16 @@ async function bzImage(request: LoadRequest): Promise<Kernel> {
   const initSize = view.getUint32(HDR_INIT_SIZE, true);
   const offset = view.getUint32(HDR_PAYLOAD_OFFSET, true);
   const length = view.getUint32(HDR_PAYLOAD_LENGTH, true);
-  if (setup + offset + length > bytes.length) throw truncated(name, bytes.length, setup + offset + length);
+  if (setup + offset + length > bytes.length)
+    throw truncated(name, bytes.length, setup + offset + length);
   const payload = bytes.subarray(setup + offset, setup + offset + length);
 
   const notes: string[] = [];
   const fast = await fastPath(payload, initSize, header, request, notes);
   if (fast !== undefined) return fast;
-  notes.push(`kernel: entry through the bzImage's own decompressor at 0x${(preferred + ENTRY64_OFFSET).toString(16)}`);
+  notes.push(
+    `kernel: entry through the bzImage's own decompressor at 0x${(preferred + ENTRY64_OFFSET).toString(16)}`,
+  );
   const system64 = bytes.subarray(setup);
   return {
     base: preferred,
@@ -151,7 +157,9 @@ async function fastPath(
     notes.push(`kernel: ${kind} payload is not decompressed here`);
     return undefined;
   }
-  notes.push(`kernel: ${kind} payload decompressed by the loader in ${Math.round(performance.now() - started)} ms`);
+  notes.push(
+    `kernel: ${kind} payload decompressed by the loader in ${Math.round(performance.now() - started)} ms`,
+  );
   let elf: ElfImage;
   try {
     elf = parseElf(inner, "payload");
@@ -161,7 +169,8 @@ async function fastPath(
     return undefined;
   }
   const { start, end } = elfExtent(elf);
-  if (elf.bits !== 64 || start < BIOS_AREA_END || elf.entry < start || elf.entry >= end) return undefined;
+  if (elf.bits !== 64 || start < BIOS_AREA_END || elf.entry < start || elf.entry >= end)
+    return undefined;
   return elfKernel(inner, elf, Math.max(end - start, initSize), header, request, notes);
 }
 
@@ -218,7 +227,12 @@ function syntheticHeader(): Header {
   view.setUint32(HDR_MAGIC, MAGIC_HDRS, true);
   view.setUint16(HDR_VERSION, 0x20f, true);
   view.setUint32(HDR_KERNEL_ALIGNMENT, 0x200000, true);
-  return { bytes: page.slice(HDR_SETUP_SECTS), cmdlineMax: 2047, initrdMax: 0x7fffffff, alignment: 0x200000 };
+  return {
+    bytes: page.slice(HDR_SETUP_SECTS),
+    cmdlineMax: 2047,
+    initrdMax: 0x7fffffff,
+    alignment: 0x200000,
+  };
 }
 
 /** Checks a Linux kernel and its initrd against the machine. Throws InputError. */
@@ -233,7 +247,14 @@ export async function loadLinux(request: LoadRequest): Promise<LoadableImage> {
         "give a bzImage or a vmlinux of an x86-64 kernel, or an image with a Multiboot header",
       );
     const notes: string[] = [];
-    kernel = elfKernel(request.kernel, elf, end - start, syntheticHeader(), request, notes) as Kernel;
+    kernel = elfKernel(
+      request.kernel,
+      elf,
+      end - start,
+      syntheticHeader(),
+      request,
+      notes,
+    ) as Kernel;
   } else kernel = await bzImage(request);
 
   const lowEnd = Math.min(request.memory, LOW_MEMORY_LIMIT);
@@ -280,7 +301,9 @@ function zeroPage(kernel: Kernel, request: LoadRequest, initrdAt: number): Uint8
   page.set(kernel.header.bytes, HDR_SETUP_SECTS);
   page[HDR_TYPE_OF_LOADER] = 0xff;
   page[HDR_LOADFLAGS] =
-    (page[HDR_LOADFLAGS] & ~LOADFLAG_KASLR) | LOADFLAG_LOADED_HIGH | (kernel.kaslr ? LOADFLAG_KASLR : 0);
+    (page[HDR_LOADFLAGS] & ~LOADFLAG_KASLR) |
+    LOADFLAG_LOADED_HIGH |
+    (kernel.kaslr ? LOADFLAG_KASLR : 0);
   view.setUint32(HDR_CMD_LINE_PTR, BOOT_CMDLINE, true);
   view.setUint32(HDR_RAMDISK_IMAGE, initrdAt, true);
   view.setUint32(HDR_RAMDISK_SIZE, request.initrd?.length ?? 0, true);

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 /*
  * LZ4 in the legacy frame, as `lz4 -l` makes it for kernels: a magic number,
  * then blocks of at most 8 MiB (uncompressed), each with its length in front.

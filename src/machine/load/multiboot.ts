@@ -1,9 +1,16 @@
+// SPDX-License-Identifier: MIT
 import type { GuestRam, Vcpu } from "../../bridge/index.ts";
-import { InputError } from "../errors.ts";
-import { ACPI_TABLES, CONVENTIONAL_END, e820, LOW_MEMORY_LIMIT, MULTIBOOT_INFO } from "../layout.ts";
+import { InputError } from "../../errors.ts";
+import {
+  ACPI_TABLES,
+  CONVENTIONAL_END,
+  e820,
+  LOW_MEMORY_LIMIT,
+  MULTIBOOT_INFO,
+} from "../layout.ts";
 import { acpiTables } from "./acpi.ts";
-import { elfExtent, isElf, parseElf } from "./elf.ts";
 import { writeBiosVectors } from "./bios.ts";
+import { elfExtent, isElf, parseElf } from "./elf.ts";
 import { enterMultiboot } from "./entry.ts";
 import type { LoadableImage, LoadRequest } from "./image.ts";
 import { writeRam, zeroRam } from "./ram.ts";
@@ -56,7 +63,8 @@ export function loadMultiboot(request: LoadRequest): LoadableImage {
   const parts: Part[] = [];
   let entry: number;
   if ((flags & HEADER_ADDRESSES) !== 0) {
-    if (header + 32 > bytes.length) throw bad("its Multiboot header is cut off", "build or copy the image again");
+    if (header + 32 > bytes.length)
+      throw bad("its Multiboot header is cut off", "build or copy the image again");
     const headerAt = view.getUint32(header + 12, true);
     const loadAt = view.getUint32(header + 16, true);
     const loadEnd = view.getUint32(header + 20, true);
@@ -65,20 +73,32 @@ export function loadMultiboot(request: LoadRequest): LoadableImage {
     const start = header - (headerAt - loadAt);
     const length = loadEnd === 0 ? bytes.length - start : loadEnd - loadAt;
     if (start < 0 || length <= 0 || start + length > bytes.length)
-      throw bad("truncated: its Multiboot header asks for more than the file has", "build or copy the image again");
+      throw bad(
+        "truncated: its Multiboot header asks for more than the file has",
+        "build or copy the image again",
+      );
     parts.push({
       at: loadAt,
       bytes: bytes.subarray(start, start + length),
       size: Math.max(length, bssEnd === 0 ? 0 : bssEnd - loadAt),
     });
   } else {
-    if (!isElf(bytes)) throw bad("a Multiboot header without addresses in a file that is not ELF", "build it as ELF");
+    if (!isElf(bytes))
+      throw bad(
+        "a Multiboot header without addresses in a file that is not ELF",
+        "build it as ELF",
+      );
     const elf = parseElf(bytes, name);
     entry = elf.entry;
     for (const s of elf.segments)
-      parts.push({ at: s.physical, bytes: bytes.subarray(s.offset, s.offset + s.fileSize), size: s.memorySize });
+      parts.push({
+        at: s.physical,
+        bytes: bytes.subarray(s.offset, s.offset + s.fileSize),
+        size: s.memorySize,
+      });
     const { start, end } = elfExtent(elf);
-    if (entry < start || entry >= end) throw bad("its entry point is not in the image", "build the image again");
+    if (entry < start || entry >= end)
+      throw bad("its entry point is not in the image", "build the image again");
   }
   const lowEnd = Math.min(request.memory, LOW_MEMORY_LIMIT);
   let imageEnd = 0x100000;
@@ -119,7 +139,9 @@ export function loadMultiboot(request: LoadRequest): LoadableImage {
 /** The information structure (3.3 of the specification), with all that it points to behind it. */
 function information(request: LoadRequest, moduleAt: number): Uint8Array {
   const encode = (s: string) => new TextEncoder().encode(`${s}\0`);
-  const cmdline = encode(request.append === "" ? request.kernelName : `${request.kernelName} ${request.append}`);
+  const cmdline = encode(
+    request.append === "" ? request.kernelName : `${request.kernelName} ${request.append}`,
+  );
   const moduleName = encode(request.initrdName);
   const loader = encode("hvi");
   const map = e820(request.memory);

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import { lz4Legacy } from "./lz4.ts";
 import { unxz } from "./xz.ts";
 
@@ -7,7 +8,15 @@ export type Compression = "gzip" | "xz" | "zstd" | "lz4" | "lzma" | "bzip2" | "l
 export function compressionOf(bytes: Uint8Array): Compression | undefined {
   const b = (i: number) => bytes[i] ?? -1;
   if (b(0) === 0x1f && (b(1) === 0x8b || b(1) === 0x9e)) return "gzip";
-  if (b(0) === 0xfd && b(1) === 0x37 && b(2) === 0x7a && b(3) === 0x58 && b(4) === 0x5a && b(5) === 0) return "xz";
+  if (
+    b(0) === 0xfd &&
+    b(1) === 0x37 &&
+    b(2) === 0x7a &&
+    b(3) === 0x58 &&
+    b(4) === 0x5a &&
+    b(5) === 0
+  )
+    return "xz";
   if (b(0) === 0x28 && b(1) === 0xb5 && b(2) === 0x2f && b(3) === 0xfd) return "zstd";
   if (b(0) === 0x02 && b(1) === 0x21 && b(2) === 0x4c && b(3) === 0x18) return "lz4";
   if (b(0) === 0x5d && b(1) === 0 && b(2) === 0) return "lzma";
@@ -29,19 +38,20 @@ const MAX_KERNEL = 1 << 30;
 export async function decompressPayload(payload: Uint8Array): Promise<Uint8Array | undefined> {
   const kind = compressionOf(payload);
   if (payload.length < 16) return undefined;
+  if (kind === "none") return payload;
   const view = new DataView(payload.buffer, payload.byteOffset, payload.byteLength);
   const size = view.getUint32(payload.length - 4, true);
   const body = payload.subarray(0, payload.length - 4);
   if (size > MAX_KERNEL) return undefined;
   try {
     switch (kind) {
-      case "none":
-        return payload;
       case "gzip":
         return Bun.gunzipSync(payload as Uint8Array<ArrayBuffer>);
       case "zstd": {
         const out = Bun.zstdDecompressSync(body as Uint8Array<ArrayBuffer>);
-        return out.length === size ? new Uint8Array(out.buffer, out.byteOffset, out.length) : undefined;
+        return out.length === size
+          ? new Uint8Array(out.buffer, out.byteOffset, out.length)
+          : undefined;
       }
       case "lz4":
         return lz4Legacy(body, size);

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import type { GuestRam } from "../../bridge/index.ts";
 
 /** Copies bytes to guest physical memory; throws RangeError where there is no RAM. */

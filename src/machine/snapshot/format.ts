@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import { closeSync, fstatSync, openSync, readSync } from "node:fs";
 import {
   type CpuidEntry,
@@ -12,8 +13,8 @@ import {
   VCPU_VALID,
   Vcpu,
 } from "../../bridge/index.ts";
+import { InputError } from "../../errors.ts";
 import type { DeviceState } from "../device.ts";
-import { InputError } from "../errors.ts";
 import { ramRanges } from "../layout.ts";
 
 /*
@@ -76,7 +77,10 @@ export interface SnapshotMeta {
 }
 
 /** The layout of a snapshot's file for this much metadata. */
-export function snapshotLayout(metaLength: number, ramSize: number): { chunks: number; ramOffset: number } {
+export function snapshotLayout(
+  metaLength: number,
+  ramSize: number,
+): { chunks: number; ramOffset: number } {
   const chunks = Math.ceil(ramSize / RAM_CHUNK);
   const ramOffset = Math.ceil((HEADER_SIZE + metaLength + 8 * chunks) / PAGE) * PAGE;
   return { chunks, ramOffset };
@@ -96,8 +100,14 @@ export function encodeFront(meta: SnapshotMeta, hashes: readonly bigint[]): Uint
   view.setBigUint64(AT_RAM_OFFSET, BigInt(ramOffset), true);
   view.setBigUint64(AT_RAM_SIZE, BigInt(meta.memory), true);
   bytes.set(json, HEADER_SIZE);
-  hashes.forEach((hash, i) => view.setBigUint64(HEADER_SIZE + json.length + 8 * i, hash, true));
-  view.setBigUint64(AT_META_HASH, Bun.hash.xxHash64(bytes.subarray(HEADER_SIZE, HEADER_SIZE + json.length + 8 * chunks)), true);
+  hashes.forEach((hash, i) => {
+    view.setBigUint64(HEADER_SIZE + json.length + 8 * i, hash, true);
+  });
+  view.setBigUint64(
+    AT_META_HASH,
+    Bun.hash.xxHash64(bytes.subarray(HEADER_SIZE, HEADER_SIZE + json.length + 8 * chunks)),
+    true,
+  );
   view.setBigUint64(AT_HEADER_HASH, Bun.hash.xxHash64(bytes.subarray(0, AT_HEADER_HASH)), true);
   return bytes;
 }
@@ -123,7 +133,10 @@ export class OpenSnapshot {
       const pieces: ArrayBuffer[] = [];
       for (let at = 0; at < memory; at += RAM_PIECE) {
         const size = Math.min(RAM_PIECE, memory - at);
-        pieces.push(Bun.mmap(this.path, { shared: false, offset: this.ramOffset + at, size }).buffer as ArrayBuffer);
+        pieces.push(
+          Bun.mmap(this.path, { shared: false, offset: this.ramOffset + at, size })
+            .buffer as ArrayBuffer,
+        );
       }
       const slots: MemorySlot[] = [];
       let offset = 0;
@@ -175,7 +188,10 @@ export function openSnapshot(path: string): OpenSnapshot {
     fd = openSync(path, "r");
   } catch (error) {
     const missing = (error as NodeJS.ErrnoException).code === "ENOENT";
-    throw new InputError(`${path}: ${missing ? "no such file" : "cannot be opened"}`, "check the path");
+    throw new InputError(
+      `${path}: ${missing ? "no such file" : "cannot be opened"}`,
+      "check the path",
+    );
   }
   try {
     return check(fd, path);
@@ -186,21 +202,34 @@ export function openSnapshot(path: string): OpenSnapshot {
 }
 
 function check(fd: number, path: string): OpenSnapshot {
-  const bad = (why: string, hint = "take the snapshot again") => new InputError(`${path}: ${why}`, hint);
+  const bad = (why: string, hint = "take the snapshot again") =>
+    new InputError(`${path}: ${why}`, hint);
   const stat = fstatSync(fd);
   if (!stat.isFile()) throw bad("not a file", "give a file made by hvi run --snapshot");
   const header = readAt(fd, 0, HEADER_SIZE);
-  if (header.length < HEADER_SIZE || new TextDecoder("latin1").decode(header.subarray(0, 8)) !== SNAPSHOT_MAGIC)
+  if (
+    header.length < HEADER_SIZE ||
+    new TextDecoder("latin1").decode(header.subarray(0, 8)) !== SNAPSHOT_MAGIC
+  )
     throw bad("not a snapshot of hvi", "give a file made by hvi run --snapshot");
   const view = new DataView(header.buffer);
   const format = view.getUint32(AT_FORMAT, true);
   const abi = view.getUint32(AT_ABI, true);
   // Versions first: another version may have its checksums elsewhere.
   if (format !== SNAPSHOT_FORMAT)
-    throw bad(`snapshot format ${format}, this hvi reads format ${SNAPSHOT_FORMAT}`, "restore it with the hvi that took it");
+    throw bad(
+      `snapshot format ${format}, this hvi reads format ${SNAPSHOT_FORMAT}`,
+      "restore it with the hvi that took it",
+    );
   if (abi !== HVI_ABI_VERSION)
-    throw bad(`a snapshot of ABI version ${abi}, this hvi has version ${HVI_ABI_VERSION}`, "restore it with the hvi that took it");
-  if (Bun.hash.xxHash64(header.subarray(0, AT_HEADER_HASH)) !== view.getBigUint64(AT_HEADER_HASH, true))
+    throw bad(
+      `a snapshot of ABI version ${abi}, this hvi has version ${HVI_ABI_VERSION}`,
+      "restore it with the hvi that took it",
+    );
+  if (
+    Bun.hash.xxHash64(header.subarray(0, AT_HEADER_HASH)) !==
+    view.getBigUint64(AT_HEADER_HASH, true)
+  )
     throw bad("corrupt snapshot: its header does not match its checksum");
   const metaLength = view.getUint32(AT_META_LENGTH, true);
   const chunks = view.getUint32(AT_CHUNKS, true);
@@ -209,7 +238,10 @@ function check(fd: number, path: string): OpenSnapshot {
   if (metaLength > MAX_META || snapshotLayout(metaLength, ramSize).ramOffset !== ramOffset)
     throw bad("corrupt snapshot: its header contradicts itself");
   if (stat.size !== ramOffset + ramSize)
-    throw bad(`truncated snapshot: ${stat.size} bytes of ${ramOffset + ramSize}`, "copy it again, or take it again");
+    throw bad(
+      `truncated snapshot: ${stat.size} bytes of ${ramOffset + ramSize}`,
+      "copy it again, or take it again",
+    );
   const front = readAt(fd, HEADER_SIZE, metaLength + 8 * chunks);
   if (Bun.hash.xxHash64(front) !== view.getBigUint64(AT_META_HASH, true))
     throw bad("corrupt snapshot: its metadata does not match its checksum");
@@ -219,7 +251,8 @@ function check(fd: number, path: string): OpenSnapshot {
   } catch {
     throw bad("corrupt snapshot: its metadata cannot be read");
   }
-  if (meta.memory !== ramSize || meta.vcpus?.length !== meta.cpus) throw bad("corrupt snapshot: its metadata contradicts itself");
+  if (meta.memory !== ramSize || meta.vcpus?.length !== meta.cpus)
+    throw bad("corrupt snapshot: its metadata contradicts itself");
   const table = new DataView(front.buffer, front.byteOffset + metaLength);
   const hashes = Array.from({ length: chunks }, (_, i) => table.getBigUint64(8 * i, true));
   return new OpenSnapshot(path, fd, meta, ramOffset, hashes);
@@ -229,7 +262,11 @@ function check(fd: number, path: string): OpenSnapshot {
 export function verifyRam(snapshot: OpenSnapshot): number {
   for (let i = 0; i < snapshot.hashes.length; i++) {
     const at = i * RAM_CHUNK;
-    const chunk = readAt(snapshot.fd, snapshot.ramOffset + at, Math.min(RAM_CHUNK, snapshot.meta.memory - at));
+    const chunk = readAt(
+      snapshot.fd,
+      snapshot.ramOffset + at,
+      Math.min(RAM_CHUNK, snapshot.meta.memory - at),
+    );
     if (Bun.hash.xxHash64(chunk) !== snapshot.hashes[i]) return at;
   }
   return -1;

@@ -1,5 +1,12 @@
-import { EXIT_REASON, HVI_STATE_ALL, HviError, VCPU_GPR, VCPU_PENDING_DEBUG } from "../../bridge/index.ts";
-import { InputError } from "../errors.ts";
+// SPDX-License-Identifier: MIT
+import {
+  EXIT_REASON,
+  HVI_STATE_ALL,
+  HviError,
+  VCPU_GPR,
+  VCPU_PENDING_DEBUG,
+} from "../../bridge/index.ts";
+import { InputError } from "../../errors.ts";
 import { Machine, type MachineOptions } from "../machine.ts";
 import type { OpenSnapshot, VcpuState } from "./format.ts";
 
@@ -26,13 +33,18 @@ export function restoreMachine(snapshot: OpenSnapshot, options: RestoreOptions):
         `restore it with --backend ${meta.backend}`,
       );
     machine.clock.now = meta.now;
-    meta.vcpus.forEach((state, i) => restoreVcpu(machine, i, state));
+    meta.vcpus.forEach((state, i) => {
+      restoreVcpu(machine, i, state);
+    });
     machine.platform.restore(meta.devices);
     return machine;
   } catch (error) {
     machine.close();
     if (error instanceof HviError)
-      throw new InputError(`the backend refuses the snapshot's state: ${error.message}`, "take the snapshot again on this machine");
+      throw new InputError(
+        `the backend refuses the snapshot's state: ${error.message}`,
+        "take the snapshot again on this machine",
+      );
     if (error instanceof TypeError) throw new InputError(error.message, "take the snapshot again");
     throw error;
   }
@@ -42,9 +54,13 @@ function restoreVcpu(machine: Machine, index: number, state: VcpuState): void {
   const { vm } = machine;
   const vcpu = vm.vcpus[index];
   const page = Buffer.from(state.page, "base64");
-  if (page.length !== EXIT_REASON - VCPU_GPR) throw new TypeError("snapshot: vCPU state has another length");
+  if (page.length !== EXIT_REASON - VCPU_GPR)
+    throw new TypeError("snapshot: vCPU state has another length");
   vm.setXsave(index, new Uint8Array(Buffer.from(state.xsave, "base64")));
-  vm.setMsrs(index, state.msrs.map(([msr, value]) => ({ index: msr, value: BigInt(`0x${value}`) })));
+  vm.setMsrs(
+    index,
+    state.msrs.map(([msr, value]) => ({ index: msr, value: BigInt(`0x${value}`) })),
+  );
   vm.fetch(index, HVI_STATE_ALL);
   vcpu.page.set(page, VCPU_GPR);
   vcpu.u32[VCPU_PENDING_DEBUG >>> 2] = state.pendingDebug;

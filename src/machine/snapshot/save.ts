@@ -1,7 +1,14 @@
+// SPDX-License-Identifier: MIT
 import { closeSync, ftruncateSync, openSync, renameSync, rmSync, writeSync } from "node:fs";
-import { EXIT_REASON, HVI_STATE_ALL, HviError, VCPU_GPR, VCPU_PENDING_DEBUG, type Vcpu } from "../../bridge/index.ts";
+import {
+  EXIT_REASON,
+  HVI_STATE_ALL,
+  VCPU_GPR,
+  VCPU_PENDING_DEBUG,
+  type Vcpu,
+} from "../../bridge/index.ts";
+import { InputError, OutputError } from "../../errors.ts";
 import { VERSION } from "../../version.ts";
-import { InputError } from "../errors.ts";
 import type { Machine } from "../machine.ts";
 import { encodeFront, RAM_CHUNK, type SnapshotMeta, type VcpuState } from "./format.ts";
 
@@ -10,7 +17,7 @@ const base64 = (bytes: Uint8Array) => Buffer.from(bytes).toString("base64");
 /**
  * Writes a snapshot of a machine that stands between two exits (see
  * Machine.settle). The file appears under its name only when it is whole.
- * Throws InputError when it cannot be written.
+ * Throws InputError when it cannot be created, OutputError when it cannot be written.
  */
 export function saveSnapshot(machine: Machine, path: string): void {
   const temporary = `${path}.${process.pid}.tmp`;
@@ -18,7 +25,10 @@ export function saveSnapshot(machine: Machine, path: string): void {
   try {
     fd = openSync(temporary, "wx");
   } catch (error) {
-    throw new InputError(`--snapshot ${path}: ${(error as Error).message}`, "give a path that can be written");
+    throw new InputError(
+      `--snapshot ${path}: ${(error as Error).message}`,
+      "give a path that can be written",
+    );
   }
   try {
     write(machine, fd);
@@ -26,7 +36,11 @@ export function saveSnapshot(machine: Machine, path: string): void {
     renameSync(temporary, path);
   } catch (error) {
     rmSync(temporary, { force: true });
-    throw error;
+    if ((error as NodeJS.ErrnoException).syscall === undefined) throw error;
+    throw new OutputError(
+      `--snapshot ${path}: ${(error as Error).message}`,
+      "make room, or give another path",
+    );
   }
 }
 
@@ -72,26 +86,14 @@ function metadata(machine: Machine): SnapshotMeta {
 function vcpuState(machine: Machine, vcpu: Vcpu, msrs: number[]): VcpuState {
   const { vm } = machine;
   vm.fetch(vcpu.index, HVI_STATE_ALL);
+  const values = vm.getMsrs(vcpu.index, msrs);
   return {
     page: base64(vcpu.page.subarray(VCPU_GPR, EXIT_REASON)),
     xsave: base64(vm.getXsave(vcpu.index)),
-    msrs: readMsrs(machine, vcpu.index, msrs),
+    msrs: msrs.map((index, i) => [index, values[i].toString(16)]),
     mpState: vcpu.mpState,
     interruptibility: vcpu.interruptibility,
     pendingDebug: vcpu.u32[VCPU_PENDING_DEBUG >>> 2],
     ...machine.vcpuExtra(vcpu.index),
   };
-}
-
-/** MSRs one by one: one that this guest's CPUID hides is refused, and is no state then. */
-function readMsrs(machine: Machine, vcpu: number, indices: number[]): [number, string][] {
-  const out: [number, string][] = [];
-  for (const index of indices) {
-    try {
-      out.push([index, machine.vm.getMsrs(vcpu, [index])[0].toString(16)]);
-    } catch (error) {
-      if (!(error instanceof HviError)) throw error;
-    }
-  }
-  return out;
 }

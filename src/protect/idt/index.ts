@@ -1,10 +1,12 @@
+// SPDX-License-Identifier: MIT
 import type { Protection, ProtectionContext } from "../protection.ts";
 import { ceilPage, floorPage, WriteProtection } from "../write-protection.ts";
 
 const NAME = "idt";
 const TECHNIQUE = "T1014";
 /** 256 gates of 16 bytes (SDM 6.14.1). */
-const IDT_BYTES = 4096;
+const GATE_BYTES = 16;
+const IDT_BYTES = 256 * GATE_BYTES;
 
 /**
  * Write-protects the interrupt descriptor table behind IDTR, and keeps its linear address translating
@@ -26,8 +28,18 @@ function protect(context: ProtectionContext): WriteProtection {
   return new WriteProtection(context, {
     name: NAME,
     technique: TECHNIQUE,
-    regions: [{ kind: "idt", start: floorPage(base), end: ceilPage(base + IDT_BYTES) }],
-    // The kernel's own code, and not on behalf of a module.
-    allow: (vcpu) => context.attribution.of(vcpu).originator.kind === "kernel",
+    regions: [
+      {
+        kind: "idt",
+        start: floorPage(base),
+        end: ceilPage(base + IDT_BYTES),
+        describe: (gva) => {
+          const offset = gva - base;
+          return `idt[${Math.floor(offset / GATE_BYTES)}]+0x${(offset % GATE_BYTES).toString(16)}`;
+        },
+      },
+    ],
+    // Its gates are all set before the kernel makes the table read-only (arch/x86/kernel/idt.c).
+    allow: () => false,
   });
 }

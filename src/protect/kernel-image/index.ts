@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 import type { Protection, ProtectionContext } from "../protection.ts";
 import { ceilPage, floorPage, WriteProtection } from "../write-protection.ts";
 

@@ -540,6 +540,17 @@ const instructions: Case[] = [
     done: false,
   },
   {
+    name: "exit.deadline.guest-turns-its-clock-back",
+    entry: "wrmsr_spin",
+    // IA32_TSC := 0 with the clock at 10^11: the deadline comes no later for it.
+    regs: { rcx: 0x10, tsc: 100_000_000_000 },
+    script: [exit(abi.HVI_EXIT_DEADLINE)],
+    check: (t) =>
+      t.vcpu().tsc < 1_000_000 ? undefined : `the guest's TSC is ${t.vcpu().tsc} at the deadline`,
+    budget: 100000,
+    done: false,
+  },
+  {
     name: "exit.deadline.passed",
     entry: "nothing",
     setup: (t) => t.cpu.set("tsc", 1000000),

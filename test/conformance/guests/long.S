@@ -19,6 +19,9 @@ CASE nops
 	DONE
 CASE spin
 	jmp .
+CASE wrmsr_spin
+	wrmsr
+	jmp .
 CASE spin_pause
 1:	pause
 	jmp 1b
