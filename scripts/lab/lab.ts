@@ -33,7 +33,7 @@ export interface LabOptions {
 }
 
 export interface Outcome {
-  readonly step: Step;
+  readonly name: string;
   readonly verdict: "ok" | "failed" | "skipped";
   /** Why not ok. */
   readonly reasons: readonly string[];
@@ -148,7 +148,7 @@ async function boot(
         const reasons = judge(running.step, result);
         const seconds = (Date.now() - running.started) / 1000;
         const verdict = reasons.length === 0 ? "ok" : "failed";
-        report({ step: running.step, verdict, reasons, seconds, result });
+        report({ name: running.step.name, verdict, reasons, seconds, result });
         running = undefined;
         done++;
         break;
@@ -188,9 +188,36 @@ async function boot(
       files: new Map(),
     };
     const seconds = (Date.now() - at.started) / 1000;
-    report({ step, verdict: "failed", reasons: last, seconds, result: resultOf(at, -1, seconds) });
+    report({
+      name: step.name,
+      verdict: "failed",
+      reasons: last,
+      seconds,
+      result: resultOf(at, -1, seconds),
+    });
   }
   return done + 1;
+}
+
+async function workshop(series: Series): Promise<Workshop> {
+  const k = await kernel(series);
+  const w: Workshop = { kernel: k, dir: join(ROOT, "build/lab", kernelKey(k)) };
+  mkdirSync(w.dir, { recursive: true });
+  return w;
+}
+
+/** Builds the module for a kernel, which takes no machine. */
+export async function moduleBuilds(series: Series): Promise<Outcome> {
+  const started = Date.now();
+  const got = await prepare(await workshop(series), "module");
+  const base = {
+    name: `build.${series}`,
+    seconds: (Date.now() - started) / 1000,
+    result: undefined,
+  };
+  if ("files" in got) return { ...base, verdict: "ok", reasons: [] };
+  if ("missing" in got) return { ...base, verdict: "skipped", reasons: [got.missing] };
+  return { ...base, verdict: "failed", reasons: [got.broken] };
 }
 
 /** Runs `steps`, telling each outcome as it is known. */
@@ -201,9 +228,7 @@ export async function runLab(
 ): Promise<void> {
   // Its busybox is the machine's too.
   await guest(o.series);
-  const k = await kernel(o.series);
-  const w: Workshop = { kernel: k, dir: join(ROOT, "build/lab", kernelKey(k)) };
-  mkdirSync(w.dir, { recursive: true });
+  const w = await workshop(o.series);
   const made = new Map<Ingredient, LabFile[]>();
   const not = new Map<Ingredient, { verdict: "skipped" | "failed"; reason: string }>();
   for (const name of new Set(steps.flatMap((s) => s.needs))) {
@@ -219,7 +244,7 @@ export async function runLab(
     if (first === undefined) rest.push(step);
     else {
       const reasons = lack.map((l) => l.reason);
-      report({ step, verdict: first.verdict, reasons, seconds: 0, result: undefined });
+      report({ name: step.name, verdict: first.verdict, reasons, seconds: 0, result: undefined });
     }
   }
   while (rest.length > 0) rest = rest.slice(await boot(o, w, rest, made, report));

@@ -9,10 +9,10 @@
 import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
-import { isSeries } from "../../fixtures/kernels/kernels.ts";
+import { isSeries, SERIES, type Series } from "../../fixtures/kernels/kernels.ts";
 import { MODELS } from "./bochs.ts";
 import { isIngredient } from "./ingredients.ts";
-import { type Outcome, runLab } from "./lab.ts";
+import { moduleBuilds, type Outcome, runLab } from "./lab.ts";
 import { STEPS, type Step } from "./steps.ts";
 
 function usage(message: string): never {
@@ -49,13 +49,18 @@ function adHoc(script: string): Step {
   return { name: "run", needs: needs.filter(isIngredient), limit: Number(values.limit), script };
 }
 
-const steps =
+const chosen = (name: string): boolean =>
+  positionals.length === 0 || positionals.some((p) => name.includes(p));
+const steps = values.run === undefined ? STEPS.filter((s) => chosen(s.name)) : [adHoc(values.run)];
+/** Kernels that the module is built for, besides the one that boots. */
+const builds =
   values.run === undefined
-    ? STEPS.filter((s) => positionals.length === 0 || positionals.some((p) => s.name.includes(p)))
-    : [adHoc(values.run)];
+    ? (Object.keys(SERIES) as Series[]).filter((name) => chosen(`build.${name}`))
+    : [];
 const verbose = values.verbose || values.run !== undefined;
-if (steps.length === 0) usage(`no step like ${positionals.join(" ")}`);
+if (steps.length + builds.length === 0) usage(`no step like ${positionals.join(" ")}`);
 if (values.list) {
+  for (const b of builds) console.log(`build.${b}`);
   for (const s of steps) console.log(s.name);
   process.exit(0);
 }
@@ -64,18 +69,20 @@ const MARK = { ok: "ok  ", failed: "FAIL", skipped: "skip" } as const;
 const out = join(import.meta.dir, "../../build/lab/results");
 const outcomes: Outcome[] = [];
 const started = Date.now();
-await runLab({ series, model, cpus, verbose, print: (line) => console.log(line) }, steps, (o) => {
+const report = (o: Outcome): void => {
   outcomes.push(o);
-  console.log(`${MARK[o.verdict]} ${o.step.name} (${o.seconds.toFixed(1)} s)`);
+  console.log(`${MARK[o.verdict]} ${o.name} (${o.seconds.toFixed(1)} s)`);
   for (const [name, text] of o.result?.files ?? []) {
-    mkdirSync(join(out, o.step.name), { recursive: true });
-    writeFileSync(join(out, o.step.name, name), text);
+    mkdirSync(join(out, o.name), { recursive: true });
+    writeFileSync(join(out, o.name, name), text);
   }
   if (o.verdict === "ok") return;
   for (const reason of o.reasons) console.log(`     ${reason.replaceAll("\n", "\n     ")}`);
   if (o.verdict === "skipped" || verbose) return;
   for (const line of o.result?.output.slice(-40) ?? []) console.log(`     | ${line}`);
-});
+};
+for (const name of builds) report(await moduleBuilds(name));
+await runLab({ series, model, cpus, verbose, print: (line) => console.log(line) }, steps, report);
 const count = (verdict: Outcome["verdict"]): number =>
   outcomes.filter((o) => o.verdict === verdict).length;
 const time = ((Date.now() - started) / 1000).toFixed(0);
