@@ -1,0 +1,505 @@
+/* SPDX-License-Identifier: GPL-2.0 OR MIT */
+/*
+ * ept.c - views. What a view allows is an array, a byte a page of RAM; its EPT
+ * tables (SDM 28.3) are filled from it when the guest comes by, in 2 MiB pages
+ * where 512 pages are alike and lie together, and kept in step from then on.
+ */
+#include <linux/err.h>
+#include <linux/uaccess.h>
+#include "hvi_vmx.h"
+
+#define INDEX(gfn, level)	((gfn) >> (9 * ((level) - 1)) & 511)
+#define TABLE			0x7ull		/* an entry that points to a table: all rights */
+
+u64 ept_pointer(const u64 *root)
+{
+	return __pa(root) | 3 << 3 | 6;		/* four levels, write-back, no A/D bits */
+}
+
+static u64 *table_of(u64 entry)
+{
+	return __va(entry & EPT_FRAME);
+}
+
+static u64 *new_table(void)
+{
+	struct page *p = alloc_page(GFP_KERNEL_ACCOUNT | __GFP_ZERO);
+
+	return p ? page_address(p) : NULL;
+}
+
+static void free_table(u64 *t, int level)
+{
+	int i;
+
+	if (level > 1)
+		for (i = 0; i < 512; i++)
+			if ((t[i] & TABLE) && !(t[i] & EPT_LARGE))
+				free_table(table_of(t[i]), level - 1);
+	free_page((unsigned long)t);
+}
+
+/* The leaf for a GFN and its level (1 or 2), or NULL where there is no table. */
+u64 *ept_leaf(u64 *root, u64 gfn, int *level)
+{
+	u64 *t = root;
+
+	for (*level = 4;; (*level)--) {
+		u64 *e = &t[INDEX(gfn, *level)];
+
+		if (*level == 1 || (*e & EPT_LARGE))
+			return e;
+		if (!(*e & TABLE))
+			return NULL;
+		t = table_of(*e);
+	}
+}
+
+/* ---- INVEPT ------------------------------------------------------------------------ */
+
+void ept_invalidate(u64 eptp)
+{
+	struct {
+		u64 eptp, zero;
+	} d = { eptp, 0 };
+
+	asm volatile("invept %0, %1" : : "m" (d), "r" (1ul) : "cc", "memory");
+}
+
+bool ept_test_stale(struct view *v, int cpu)
+{
+	return test_bit(cpu, v->stale) && test_and_clear_bit(cpu, v->stale);
+}
+
+static void stale(struct view *v)
+{
+	bitmap_fill(v->stale, nr_cpu_ids);
+}
+
+/* ---- entries --------------------------------------------------------------------------- */
+
+static bool view_ok(const struct vm *vm, u32 view)
+{
+	return view < HVI_MAX_VIEWS && vm->view[view].used;
+}
+
+u64 ept_frame(struct vm *vm, u32 view, u64 gfn)
+{
+	const struct view *v = &vm->view[view];
+	u32 i = ram_index(vm, gfn);
+	struct page *p;
+
+	if (i == NO_PAGE)
+		return 0;
+	p = v->remap && v->remap[i] != NO_PAGE ? vm->spare[v->remap[i]] : ram_page_present(vm, i);
+	return p ? page_to_phys(p) : 0;
+}
+
+static u64 entry_for(struct vm *vm, u32 view, u32 index, u64 gfn)
+{
+	u64 frame = ept_frame(vm, view, gfn);
+	u32 rights = vm->view[view].rights[index];
+
+	return frame && rights ? frame | EPT_WB_IPAT | rights : 0;
+}
+
+u32 view_rights(const struct vm *vm, u32 view, u64 gfn)
+{
+	u32 i = ram_index(vm, gfn);
+
+	return i == NO_PAGE ? 0 : vm->view[view].rights[i];
+}
+
+/* Whether the 2 MiB around may be one page: 512 pages of RAM, all RWX, not remapped, in one piece. */
+static bool uniform(struct vm *vm, u32 view, u64 gfn)
+{
+	const struct view *v = &vm->view[view];
+	u32 first = ram_index(vm, gfn & ~511ull), i;
+	struct page *p;
+
+	if (first == NO_PAGE || ram_index(vm, gfn | 511) != first + 511)
+		return false;
+	p = ram_page_present(vm, first);
+	if (!p || (page_to_pfn(p) & 511) || memchr_inv(v->rights + first, HVI_RWX, 512))
+		return false;
+	if (v->remap && memchr_inv(v->remap + first, 0xff, 512 * sizeof(u32)))
+		return false;
+	for (i = 1; i < 512; i++)
+		if (ram_page_present(vm, first + i) != p + i)
+			return false;
+	return true;
+}
+
+/* The entry of a level, with tables made down to it; NULL: no memory, or a large page stands above. */
+static u64 *make_path(struct view *v, u64 gfn, int to)
+{
+	u64 *t = v->root;
+	int level;
+
+	for (level = 4; level > to; level--) {
+		u64 *e = &t[INDEX(gfn, level)];
+
+		if (*e & EPT_LARGE)
+			return NULL;
+		if (!(*e & TABLE)) {
+			u64 *n = new_table();
+
+			if (!n)
+				return NULL;
+			WRITE_ONCE(*e, __pa(n) | TABLE);
+			v->gen++;
+		}
+		t = table_of(*e);
+	}
+	return &t[INDEX(gfn, to)];
+}
+
+static void fill_table(struct vm *vm, u32 view, u64 *t, u64 gfn)
+{
+	u32 i;
+
+	for (i = 0; i < 512; i++) {
+		u32 index = ram_index(vm, (gfn & ~511ull) + i);
+
+		t[i] = index == NO_PAGE ? 0 : entry_for(vm, view, index, (gfn & ~511ull) + i);
+	}
+}
+
+/* Replace a 2 MiB page by its 512 parts. */
+static int split(struct vm *vm, u32 view, u64 *e, u64 gfn)
+{
+	u64 *t = new_table();
+
+	if (!t)
+		return -ENOMEM;
+	fill_table(vm, view, t, gfn);
+	WRITE_ONCE(*e, __pa(t) | TABLE);
+	vm->view[view].gen++;
+	stale(&vm->view[view]);
+	return 0;
+}
+
+/* Make the page and its entry; also what an entry left out for want of a page. */
+int ept_fill(struct vm *vm, u32 view, u64 gfn)
+{
+	struct view *v = &vm->view[view];
+	u32 index = ram_index(vm, gfn);
+	struct page *p;
+	u64 *e;
+
+	if (index == NO_PAGE)
+		return -EFAULT;
+	p = ram_page(vm, index);
+	if (IS_ERR(p))
+		return PTR_ERR(p);
+	e = make_path(v, gfn, 2);
+	if (!e)
+		return -ENOMEM;
+	if (!(*e & TABLE) && uniform(vm, view, gfn)) {
+		WRITE_ONCE(*e, (page_to_phys(p) & ~0x1fffffull) | EPT_WB_IPAT | EPT_LARGE | HVI_RWX);
+		v->gen++;
+		return 0;
+	}
+	if (*e & EPT_LARGE)
+		return 0;
+	if (!(*e & TABLE)) {
+		u64 *t = new_table();
+
+		if (!t)
+			return -ENOMEM;
+		fill_table(vm, view, t, gfn);
+		WRITE_ONCE(*e, __pa(t) | TABLE);
+	} else {
+		WRITE_ONCE(table_of(*e)[INDEX(gfn, 1)], entry_for(vm, view, index, gfn));
+	}
+	v->gen++;
+	return 0;
+}
+
+/* ---- rights ---------------------------------------------------------------------------- */
+
+static bool rights_ok(u32 rights)
+{
+	if ((rights & ~HVI_RWX) || ((rights & HVI_W) && !(rights & HVI_R)))
+		return false;
+	return rights != HVI_X || (vmx_caps.caps & HVI_CAP_EXEC_ONLY);
+}
+
+static int range_ok(struct vm *vm, const struct hvi_ept_range *r)
+{
+	u64 gfn = r->gfn, end = r->gfn + r->count;
+
+	if (!r->count || !rights_ok(r->rights))
+		return -EINVAL;
+	if (gfn > vmx_caps.max_gfn)
+		return -EFAULT;
+	while (gfn < end) {
+		const struct slot *s = NULL;
+		u32 i;
+
+		for (i = 0; i < vm->nslots; i++)
+			if (gfn - vm->slot[i].gfn < vm->slot[i].pages)
+				s = &vm->slot[i];
+		if (!s)
+			return -EFAULT;
+		gfn = s->gfn + s->pages;
+	}
+	return 0;
+}
+
+/* Large pages that a range covers in part, or takes rights from, become tables first: this may fail. */
+static int prepare(struct vm *vm, u32 view, const struct hvi_ept_range *r)
+{
+	u64 gfn, end = r->gfn + r->count;
+
+	for (gfn = r->gfn; gfn < end; gfn = (gfn | 511) + 1) {
+		int level;
+		u64 *e = ept_leaf(vm->view[view].root, gfn, &level);
+
+		if (e && level == 2 && r->rights != HVI_RWX) {
+			int err = split(vm, view, e, gfn);
+
+			if (err)
+				return err;
+		}
+	}
+	return 0;
+}
+
+/* All of 2 MiB is RWX again: the table goes, the next access may find a large page. */
+static void merge(struct vm *vm, u32 view, u64 gfn)
+{
+	struct view *v = &vm->view[view];
+	u64 *t = v->root;
+	int level;
+
+	for (level = 4; level > 2; level--) {
+		u64 e = t[INDEX(gfn, level)];
+
+		if (!(e & TABLE) || (e & EPT_LARGE))
+			return;
+		t = table_of(e);
+	}
+	t += INDEX(gfn, 2);
+	if (!(*t & TABLE) || (*t & EPT_LARGE) || !uniform(vm, view, gfn))
+		return;
+	/* The table may still be cached by a CPU: stale() comes before anyone enters, and it is not reused before. */
+	{
+		u64 *old = table_of(*t);
+		u64 frame = ept_frame(vm, view, gfn & ~511ull);
+
+		WRITE_ONCE(*t, frame | EPT_WB_IPAT | EPT_LARGE | HVI_RWX);
+		v->gen++;
+		stale(v);
+		free_page((unsigned long)old);
+	}
+}
+
+static void apply(struct vm *vm, u32 view, const struct hvi_ept_range *r)
+{
+	struct view *v = &vm->view[view];
+	u64 gfn, end = r->gfn + r->count;
+	u64 *table = NULL;
+	bool less = false;
+
+	for (gfn = r->gfn; gfn < end; gfn++) {
+		u32 index = ram_index(vm, gfn);
+		u8 old = v->rights[index];
+
+		if (!table || !(gfn & 511)) {
+			int level;
+			u64 *e = ept_leaf(v->root, gfn, &level);
+
+			table = e && level == 1 ? e - INDEX(gfn, 1) : NULL;
+			if (!table) {		/* no table for these 2 MiB, or all of it RWX already */
+				u64 stop = min(end, (gfn | 511) + 1);
+
+				for (; gfn < stop && ram_index(vm, gfn) != NO_PAGE; gfn++)
+					v->rights[ram_index(vm, gfn)] = r->rights;
+				gfn--;
+				continue;
+			}
+		}
+		if (old == r->rights)
+			continue;
+		v->rights[index] = r->rights;
+		less |= old & ~r->rights;
+		WRITE_ONCE(table[INDEX(gfn, 1)], entry_for(vm, view, index, gfn));
+	}
+	v->gen++;
+	if (less)
+		stale(v);
+	if (r->rights == HVI_RWX)
+		for (gfn = ALIGN(r->gfn, 512); gfn + 512 <= end; gfn += 512)
+			merge(vm, view, gfn);
+}
+
+int ept_set(struct vm *vm, const struct hvi_ept *a)
+{
+	struct hvi_ept_range few[16], *r = few;
+	size_t bytes = (size_t)a->count * sizeof(*r);
+	int err = 0;
+	u32 i;
+
+	if (!view_ok(vm, a->view) || a->count > 65536)
+		return -EINVAL;
+	if (a->count > ARRAY_SIZE(few)) {
+		r = kvmalloc(bytes, GFP_KERNEL_ACCOUNT);
+		if (!r)
+			return -ENOMEM;
+	}
+	if (copy_from_user(r, (void __user *)(uintptr_t)a->ranges, bytes))
+		err = -EFAULT;
+	for (i = 0; !err && i < a->count; i++)
+		err = range_ok(vm, &r[i]);
+	for (i = 0; !err && i < a->count; i++)
+		err = prepare(vm, a->view, &r[i]);
+	for (i = 0; !err && i < a->count; i++)
+		apply(vm, a->view, &r[i]);
+	if (r != few)
+		kvfree(r);
+	return err;
+}
+
+int ept_get(struct vm *vm, const struct hvi_ept *a)
+{
+	struct hvi_ept_range __user *u = (void __user *)(uintptr_t)a->ranges;
+	u32 i;
+
+	if (!view_ok(vm, a->view) || a->count > 65536)
+		return -EINVAL;
+	for (i = 0; i < a->count; i++) {
+		struct hvi_ept_range r;
+
+		if (copy_from_user(&r, &u[i], sizeof(r)))
+			return -EFAULT;
+		r.count = 1;
+		r.rights = view_rights(vm, a->view, r.gfn);
+		if (copy_to_user(&u[i], &r, sizeof(r)))
+			return -EFAULT;
+	}
+	return 0;
+}
+
+/* ---- views ----------------------------------------------------------------------------------- */
+
+/* A view's tables; the arrays are the caller's. */
+int view_init(struct vm *vm, u32 view)
+{
+	struct view *v = &vm->view[view];
+
+	v->root = new_table();
+	v->stale = bitmap_zalloc(nr_cpu_ids, GFP_KERNEL_ACCOUNT);
+	if (!v->root || !v->stale) {
+		if (v->root)
+			free_page((unsigned long)v->root);
+		bitmap_free(v->stale);
+		v->root = NULL;
+		v->stale = NULL;
+		return -ENOMEM;
+	}
+	stale(v);		/* the root's page may have been another's */
+	v->gen = 1;
+	v->used = true;
+	return 0;
+}
+
+void view_free(struct vm *vm, u32 view)
+{
+	struct view *v = &vm->view[view];
+
+	if (v->root)
+		free_table(v->root, 4);
+	bitmap_free(v->stale);
+	kvfree(v->rights);
+	kvfree(v->remap);
+	memset(v, 0, sizeof(*v));
+}
+
+int view_create(struct vm *vm, struct hvi_view *a)
+{
+	const struct view *from;
+	struct view *v;
+	u32 i;
+
+	if (!view_ok(vm, a->from))
+		return -EINVAL;
+	for (i = 0; i < HVI_MAX_VIEWS && vm->view[i].used; i++)
+		;
+	if (i == HVI_MAX_VIEWS)
+		return -ENOSPC;
+	from = &vm->view[a->from];
+	v = &vm->view[i];
+	v->rights = kvmalloc(max(vm->ram_pages, 1u), GFP_KERNEL_ACCOUNT);
+	if (from->remap)
+		v->remap = kvmalloc_array(vm->ram_pages, sizeof(u32), GFP_KERNEL_ACCOUNT);
+	if (!v->rights || (from->remap && !v->remap) || view_init(vm, i)) {
+		kvfree(v->rights);
+		kvfree(v->remap);
+		v->rights = NULL;
+		v->remap = NULL;
+		return -ENOMEM;
+	}
+	if (vm->ram_pages)
+		memcpy(v->rights, from->rights, vm->ram_pages);
+	if (v->remap)
+		memcpy(v->remap, from->remap, vm->ram_pages * sizeof(u32));
+	a->view = i;
+	return 0;
+}
+
+int view_destroy(struct vm *vm, const struct hvi_view *a)
+{
+	u32 i;
+
+	if (!view_ok(vm, a->view) || !a->view)
+		return -EINVAL;
+	for (i = 0; i < vm->ncpus; i++) {
+		const struct vcpu *v = vm->cpu[i];
+
+		if (v->view == a->view || READ_ONCE(v->page->view) == a->view || v->step_back == a->view)
+			return -EBUSY;
+	}
+	for (i = 0; i < vm->ncpus; i++)
+		if (vm->cpu[i]->priv_view == a->view)
+			vm->cpu[i]->priv_view = ~0u;	/* its private tables point into these */
+	view_free(vm, a->view);
+	return 0;
+}
+
+int view_remap(struct vm *vm, const struct hvi_remap *a)
+{
+	struct view *v;
+	u32 index;
+	u64 *e;
+	int level;
+
+	if (!view_ok(vm, a->view) || (a->spare != HVI_SPARE_NONE && a->spare >= vm->spare_count))
+		return -EINVAL;
+	index = ram_index(vm, a->gfn);
+	if (index == NO_PAGE)
+		return -EFAULT;
+	v = &vm->view[a->view];
+	if (!v->remap) {
+		if (a->spare == HVI_SPARE_NONE)
+			return 0;
+		v->remap = kvmalloc_array(vm->ram_pages, sizeof(u32), GFP_KERNEL_ACCOUNT);
+		if (!v->remap)
+			return -ENOMEM;
+		memset(v->remap, 0xff, vm->ram_pages * sizeof(u32));
+	}
+	e = ept_leaf(v->root, a->gfn, &level);
+	if (e && level == 2) {
+		int err = split(vm, a->view, e, a->gfn);
+
+		if (err)
+			return err;
+		e = ept_leaf(v->root, a->gfn, &level);
+	}
+	v->remap[index] = a->spare;
+	if (e)
+		WRITE_ONCE(*e, entry_for(vm, a->view, index, a->gfn));
+	v->gen++;
+	stale(v);
+	return 0;
+}

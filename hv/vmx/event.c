@@ -1,0 +1,210 @@
+/* SPDX-License-Identifier: GPL-2.0 OR MIT */
+/*
+ * event.c - events on their way into the guest (SDM 26.6) and what a fault
+ * during their delivery becomes (table 6-5; SDM 27.2.4).
+ *
+ * An event of the engine is entered with every exception intercepted and MTF
+ * on: what comes next is either the trap before the handler's first
+ * instruction (delivered) or an exception that its delivery raised (lost).
+ */
+#include "hvi_vmx.h"
+
+static bool contributory(const struct event *e)
+{
+	return e->type == HVI_EVENT_EXCEPTION &&
+	       (e->vector == 0 || (e->vector >= 10 && e->vector <= 13) || e->vector == 21);
+}
+
+static bool is_pf(const struct event *e)
+{
+	return e->type == HVI_EVENT_EXCEPTION && e->vector == VEC_PF;
+}
+
+/* v->evt was being delivered when `second` was raised. */
+void event_merge(struct vcpu *v, const struct event *second)
+{
+	struct event *first = &v->evt;
+	bool df = first->type == HVI_EVENT_EXCEPTION && first->vector == VEC_DF;
+
+	if (first->injected) {
+		v->page->event.status = HVI_EVENT_LOST;
+		v->notify_injected |= first->notify;
+	}
+	v->pass_exception = false;
+	if (df && (contributory(second) || is_pf(second))) {
+		first->valid = false;
+		v->shut_down = true;
+		return;
+	}
+	if ((contributory(first) && contributory(second)) ||
+	    (is_pf(first) && (is_pf(second) || contributory(second)))) {
+		if (is_pf(second))
+			v->cr2 = second->cr2;
+		*first = (struct event){
+			.valid = true, .type = HVI_EVENT_EXCEPTION, .vector = VEC_DF, .has_err = true,
+		};
+		return;
+	}
+	*first = *second;
+}
+
+/* After each exit: is what was entered with it delivered, or must it go again? */
+void event_vectoring(struct vcpu *v)
+{
+	u32 info = vmcs_read32(F_IDT_VECTORING);
+	struct event *f = &v->flying;
+
+	if (info & INTR_VALID) {
+		u8 type = INTR_TYPE(info), vector = INTR_VECTOR(info);
+
+		if (f->valid && f->type == type && f->vector == vector) {
+			v->evt = *f;
+		} else {
+			v->evt = (struct event){
+				.valid = true, .type = type, .vector = vector,
+				.has_err = info & INTR_ERROR,
+				.err = info & INTR_ERROR ? vmcs_read32(F_IDT_VECTORING_ERROR) : 0,
+				.len = type >= HVI_EVENT_SOFT_INT ? vmcs_read32(F_EXIT_INSN_LEN) : 0,
+			};
+		}
+		/* Blocking by NMI began with a delivery that has not happened. */
+		if (type == HVI_EVENT_NMI)
+			vmcs_write(F_INTERRUPTIBILITY, vmcs_read32(F_INTERRUPTIBILITY) & ~HVI_BLOCK_NMI);
+	} else if (f->valid) {
+		v->page->counters.events++;
+		v->pass_exception = false;
+		if (f->injected) {
+			v->page->event.status = HVI_EVENT_DELIVERED;
+			v->notify_injected |= f->notify;
+		}
+	}
+	f->valid = false;
+}
+
+/* Into the VMCS for the next entry. */
+void event_put(struct vcpu *v)
+{
+	struct event *e = &v->evt;
+	u32 info = INTR_VALID | e->type << 8 | e->vector;
+	bool real = !(vmcs_read(F_GUEST_CR0) & 1);
+
+	if (e->set_cr2)
+		v->cr2 = e->cr2;
+	if (e->is_db) {
+		/* SDM 17.2.3: B0-B3 tell of this #DB alone, the other bits are sticky. */
+		v->dr[6] = (v->dr[6] & ~0xfull) | e->dr6;
+		vmcs_write(F_GUEST_DR7, vmcs_read(F_GUEST_DR7) & ~(1ull << 13));
+	}
+	if (e->has_err && !real) {
+		info |= INTR_ERROR;
+		vmcs_write(F_ENTRY_ERROR_CODE, e->err & 0x7fff);
+	}
+	if (e->type >= HVI_EVENT_SOFT_INT)
+		vmcs_write(F_ENTRY_INSN_LEN, e->len);
+	vmcs_write(F_ENTRY_INTR_INFO, info);
+	/* Nothing that is injected may meet the shadow of STI or MOV SS. */
+	if (e->type == HVI_EVENT_EXTERNAL || e->type == HVI_EVENT_NMI)
+		vmcs_write(F_INTERRUPTIBILITY,
+			   vmcs_read32(F_INTERRUPTIBILITY) & ~(HVI_BLOCK_STI | HVI_BLOCK_MOV_SS));
+	v->flying = *e;
+	e->valid = false;
+}
+
+bool can_take_irq(struct vcpu *v)
+{
+	return (vmcs_read(F_GUEST_RFLAGS) & FLAG_IF) &&
+	       !(vmcs_read32(F_INTERRUPTIBILITY) & (HVI_BLOCK_STI | HVI_BLOCK_MOV_SS)) &&
+	       !v->evt.valid && !(vmcs_read(F_PENDING_DEBUG) & 0x400f) &&
+	       (v->mp_state == HVI_MP_RUNNING || v->mp_state == HVI_MP_HALTED);
+}
+
+/* An event that no vCPU could ever take is a mistake of the engine's, not the guest's. */
+bool event_ok(const struct hvi_event *e)
+{
+	if (!(e->flags & HVI_EVENT_VALID))
+		return true;
+	switch (e->type) {
+	case HVI_EVENT_EXTERNAL:
+		return e->vector < 256;
+	case HVI_EVENT_NMI:
+		return e->vector == VEC_NMI;
+	case HVI_EVENT_EXCEPTION: case HVI_EVENT_PRIV_SOFT: case HVI_EVENT_SOFT_EXCEPTION:
+		return e->vector < 32 && e->insn_len <= 15;
+	case HVI_EVENT_SOFT_INT:
+		return e->vector < 256 && e->insn_len <= 15;
+	default:
+		return false;
+	}
+}
+
+/* An NMI waits until NMIs are unblocked (SDM 6.7.1), its event stays VALID; all else is taken at once. */
+bool has_engine_event(struct vcpu *v)
+{
+	const struct hvi_event *e = &v->page->event;
+
+	if (!(READ_ONCE(e->flags) & HVI_EVENT_VALID))
+		return false;
+	return READ_ONCE(e->type) != HVI_EVENT_NMI ||
+	       !(vmcs_read32(F_INTERRUPTIBILITY) & (HVI_BLOCK_STI | HVI_BLOCK_MOV_SS | HVI_BLOCK_NMI));
+}
+
+/* SDM 26.2.1.3: which exceptions have an error code in the VM-entry field. */
+static bool error_code_fits(const struct hvi_event *e)
+{
+	bool has = e->vector < 32 && (0x27d00u >> e->vector & 1);
+
+	return e->type == HVI_EVENT_EXCEPTION && has;
+}
+
+static int take_engine_event(struct vcpu *v)
+{
+	struct hvi_event e = v->page->event;
+	bool can = event_ok(&e);
+
+	v->page->event.flags &= ~HVI_EVENT_VALID;
+	v->page->event.status = HVI_EVENT_PENDING;
+	if (e.type == HVI_EVENT_EXTERNAL && !can_take_irq(v))
+		can = false;
+	if (v->mp_state != HVI_MP_RUNNING && v->mp_state != HVI_MP_HALTED)
+		can = false;
+	if (!can) {
+		v->page->event.status = HVI_EVENT_LOST;
+		v->notify_injected |= !!(e.flags & HVI_EVENT_NOTIFY);
+		return 0;
+	}
+	v->mp_state = HVI_MP_RUNNING;
+	v->evt = (struct event){
+		.valid = true, .injected = true, .notify = e.flags & HVI_EVENT_NOTIFY,
+		.type = e.type, .vector = e.vector,
+		.has_err = error_code_fits(&e), .err = e.flags & HVI_EVENT_ERROR_CODE ? e.error_code : 0,
+		.set_cr2 = e.flags & HVI_EVENT_CR2, .cr2 = e.cr2,
+		.len = e.type >= HVI_EVENT_SOFT_INT ? e.insn_len : 0,
+	};
+	return 0;
+}
+
+/* What comes before the next instruction: a notice, the engine's event, an open window. */
+int event_pending(struct vcpu *v)
+{
+	if (v->shut_down) {
+		v->shut_down = false;
+		v->mp_state = HVI_MP_SHUTDOWN;
+		return exit_engine(v, HVI_EXIT_SHUTDOWN);
+	}
+	if (v->notify_injected) {
+		v->notify_injected = false;
+		return exit_engine(v, HVI_EXIT_INJECTED);
+	}
+	if (v->notify_step) {
+		v->notify_step = false;
+		return exit_engine(v, HVI_EXIT_STEP);
+	}
+	if (!v->evt.valid && has_engine_event(v)) {
+		take_engine_event(v);
+		if (!v->evt.valid)
+			return event_pending(v);	/* lost: told at most once, VALID is clear */
+	}
+	if (!v->evt.valid && READ_ONCE(v->page->want_irq_window) && can_take_irq(v))
+		return exit_engine(v, HVI_EXIT_IRQ_WINDOW);
+	return 0;
+}

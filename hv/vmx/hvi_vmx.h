@@ -1,0 +1,434 @@
+/* SPDX-License-Identifier: GPL-2.0 OR MIT */
+/*
+ * hvi_vmx.h - the module's structures and the contract between its files.
+ *
+ *   main.c     /dev/hvi: open, ioctl table, mmap, close
+ *   vm.c       the VM: creation, intercepts, locking against a running guest
+ *   mem.c      RAM and spare pages, made at the first touch
+ *   ept.c      views: rights, remappings, EPT tables filled on demand
+ *   step.c     replies that hold for one instruction: private EPT, MTF
+ *   vmx.c      capabilities, VMXON and VMXOFF, CPU hotplug, suspend, VMCS regions
+ *   vcpu.c     one vCPU: creation, loading on a CPU and putting away
+ *   state.c    the vCPU page to the VMCS and back; check.c names invalid fields
+ *   run.c      HVI_RUN: which vCPU, replies, the inner loop
+ *   exit.c     VM exits; control.c, msr.c, dtr.c, cpuid.c: of instructions
+ *   event.c    injection, IDT vectoring, windows
+ *   paging.c   the guest's own page tables; accessed and dirty bits
+ *
+ * One thread at a time runs a VM (vm->lock); with several vCPUs they take
+ * turns on it. From vcpu_load to vcpu_put preemption is off, the VMCS is
+ * current and guest FPU, MSRs and XCR0 are on the CPU: nothing sleeps there.
+ */
+#ifndef HVI_VMX_H
+#define HVI_VMX_H
+
+#include <linux/cpumask.h>
+#include <linux/io.h>
+#include <linux/kernel.h>
+#include <linux/mm.h>
+#include <linux/mutex.h>
+#include <linux/slab.h>
+#include <linux/timex.h>
+#include <linux/wait.h>
+#include <asm/msr.h>
+#include "compat.h"
+#include "vmcs.h"
+#include "../abi/hvi.h"
+
+#define NO_PAGE		0xffffffffu	/* not a page of RAM */
+#define MAX_RAM		(64ull << 30)
+#define MSR_RANGE	8192
+#define MAX_OVERRIDES	16
+#define SLICE_TICKS	200000		/* guest TSC a vCPU runs while others wait */
+#define VEC_DB		1
+#define VEC_NMI		2
+#define VEC_BP		3
+#define VEC_UD		6
+#define VEC_DF		8
+#define VEC_GP		13
+#define VEC_PF		14
+#define VEC_AC		17
+#define VEC_MC		18
+
+#define CR0_GUEST_MASK	0xe005003full	/* bits that a guest may set */
+#define DR6_FIXED	0xffff0ff0ull
+#define DR7_FIXED	0x400ull
+#define FLAG_TF		(1u << 8)
+#define FLAG_IF		(1u << 9)
+#define FLAG_RF		(1u << 16)
+#define FLAG_VM		(1u << 17)
+#define ACCESS_L	(1u << 13)
+#define ACCESS_DB	(1u << 14)
+
+/* ---- what the CPU can (vmx.c) -------------------------------------------------- */
+
+struct vmx_caps {
+	u32 revision;
+	u32 pin, primary, secondary, exit, entry;	/* controls that hold for every vCPU */
+	u32 secondary_allowed;
+	u32 primary_allowed;
+	u64 cr0_fixed0, cr0_fixed1, cr4_fixed0, cr4_fixed1;
+	u64 ept_vpid;
+	u32 timer_shift;
+	u64 xcr0;			/* bits that a guest may have */
+	u32 xsave_size;
+	u32 phys_bits;
+	u64 max_gfn;
+	u64 caps;			/* HVI_CAP_* */
+	bool flush_l1d, verw;
+};
+extern struct vmx_caps vmx_caps;
+
+/* Host MSRs that a guest's displace; constant for a CPU. */
+struct host_msrs {
+	u64 star, lstar, cstar, fmask, tsc_aux;
+};
+
+int vmx_init(void);
+void vmx_exit(void);
+struct page *vmx_alloc_vmcs(void);
+int vmx_alloc_vpid(void);
+void vmx_free_vpid(int vpid);
+const struct host_msrs *vmx_host_msrs(void);
+
+/* ---- memory ---------------------------------------------------------------------- */
+
+struct slot {
+	u64 gfn, pages;
+	u32 first;			/* page number in RAM */
+	struct file *file;
+	u64 file_offset;
+	struct page **page;		/* made at the first touch */
+};
+
+struct view {
+	bool used;
+	u8 *rights;			/* a byte a RAM page */
+	u32 *remap;			/* spare page that stands for a RAM page; NULL: none */
+	u64 *root;
+	u64 gen;			/* changes with every entry of the tables */
+	unsigned long *stale;		/* CPUs that must INVEPT before they enter */
+};
+
+/* ---- the VM ------------------------------------------------------------------------ */
+
+struct vcpu;
+
+struct vm {
+	struct mutex lock;
+	atomic_t waiters;		/* that want the lock from a running guest */
+	wait_queue_head_t wake;
+	struct task_struct *runner;
+
+	u32 ncpus;
+	struct vcpu *cpu[HVI_MAX_VCPUS];
+	struct vcpu *last;		/* exited last: its reply is to be taken */
+	u32 turn;
+	bool started;
+
+	struct mutex ram_lock;		/* page[] of slots, spare[] */
+	u32 nslots;
+	u32 ram_pages;
+	u64 top_gfn;			/* behind the highest of RAM */
+	struct slot slot[HVI_MAX_MEMORY_SLOTS];
+	u32 spare_count;
+	struct page **spare;
+	struct view view[HVI_MAX_VIEWS];
+
+	struct hvi_cpuid_entry cpuid[HVI_MAX_CPUID];
+	u32 ncpuid;
+	u64 cr4_allowed, xcr0_allowed;
+
+	u64 cr0_exit, cr4_exit;
+	bool cr3_exit, cr8_exit, xsetbv_exit, vmcall_exit, cpuid_exit, hlt_exit;
+	u32 dtr_exit, exception_exit;
+	unsigned long *io_bitmap;	/* two pages */
+	unsigned long *msr_bitmap;	/* one page: read low, read high, write low, write high */
+	DECLARE_BITMAP(msr_read, 2 * MSR_RANGE);	/* that the engine asked for */
+	DECLARE_BITMAP(msr_write, 2 * MSR_RANGE);
+	/* The range 40000000h has no bits in the CPU's bitmap: it always exits. */
+	DECLARE_BITMAP(msr_read_hv, MSR_RANGE);
+	DECLARE_BITMAP(msr_write_hv, MSR_RANGE);
+
+	u8 paused[HVI_MAX_VCPUS];
+	u8 pause_report[HVI_MAX_VCPUS], kicked[HVI_MAX_VCPUS];
+	u32 attention;			/* look at pause_report and kicked */
+	u32 controls_gen;		/* changes with the intercepts above */
+	u64 deadline;
+	bool has_deadline;
+};
+
+/* ---- a vCPU -------------------------------------------------------------------------- */
+
+enum override_kind { OV_ALLOW, OV_EMULATE, OV_SCRATCH };
+struct override {
+	u64 gfn;
+	u8 kind;
+	u8 rights;			/* in the private EPT */
+	struct hvi_emulate_range range[2];
+	struct page *copy;		/* what the instruction sees and writes instead of the page */
+	u8 bytes[HVI_EMULATE_BYTES];
+};
+
+/* An event on its way through the IDT. */
+struct event {
+	bool valid, has_err, set_cr2, injected, notify;
+	bool is_db;
+	u8 type, vector, len;
+	u32 err;
+	u64 cr2, dr6;
+};
+
+struct vcpu {
+	u64 gpr[HVI_GPRS];		/* entry.S; RSP is in the VMCS */
+	struct vm *vm;
+	struct hvi_vcpu *page;
+	struct page *page_page;
+	u32 index;
+	int vpid;
+
+	struct page *vmcs;
+	int cpu;			/* on which the VMCS is active, or -1 */
+	struct list_head link;		/* of that CPU's active ones */
+	bool launched;
+	bool flush_vpid;
+	u64 host_cr3, host_cr4, host_debugctl;
+	u32 primary_now, secondary_now, exception_now;
+	u64 eptp_now;
+	u16 host_ds, host_es;
+	bool irq_open, nmi_open, debug_pending;	/* as of the last vcpu_put */
+
+	u64 cr2, cr8, xcr0;
+	u64 star, lstar, cstar, fmask, kernel_gs_base, tsc_aux;
+	u64 apic_base, xss, spec_ctrl, misc_enable, tsc_adjust, mcg_status, tsc_deadline, debugctl;
+	u64 mtrr_def, mtrr_fix[11], mtrr_base[8], mtrr_mask[8];
+	u64 dr[8];
+	u64 tsc_offset;			/* guest TSC - host TSC */
+	u64 page_tsc;
+	u32 controls_gen;		/* of the VM, as put into the VMCS */
+	u64 fill_gfn;			/* EXIT_FILL */
+	u64 host_kernel_gs_base;
+	u8 *xsave;
+	u32 rip_len;			/* of the last exit's instruction */
+
+	u32 mp_state;
+	u32 view;
+	struct event evt;		/* to be delivered at the next entry */
+	struct event flying;		/* put into the VMCS at the last entry */
+	bool pass_exception;
+	bool notify_injected, notify_step, shut_down;
+	bool pass_dtr;			/* one instruction without descriptor-table exits */
+	bool reload;
+	bool in_exit;
+	u32 spurious;
+
+	/* for one instruction (step.c) */
+	bool one, step_notify;
+	u32 step_back;
+	u64 one_rip;
+	u32 nov;
+	struct override *ov;		/* MAX_OVERRIDES */
+	u64 *priv_root;
+	u32 priv_view;			/* whose tables the private ones are made of */
+	u64 priv_gen;
+	u64 *pool[64];			/* tables of the private EPT */
+	u32 pool_used, pool_size;
+	u32 applied;			/* overrides that stand in the tables */
+	bool priv_flush;
+
+	u64 failed_field;
+};
+
+/* mem.c */
+u32 ram_index(const struct vm *vm, u64 gfn);
+struct page *ram_page(struct vm *vm, u32 index);		/* may sleep; ERR_PTR */
+struct page *ram_page_present(const struct vm *vm, u32 index);	/* NULL when never touched */
+int mem_add(struct vm *vm, struct hvi_memory *a);
+int mem_add_spare(struct vm *vm, struct hvi_spare *a);
+struct page *mem_spare(struct vm *vm, u32 index);
+void mem_free(struct vm *vm);
+void *gpa_host(const struct vm *vm, u64 gpa);			/* RAM by GPA, NULL when absent or untouched */
+
+/* ept.c */
+int view_init(struct vm *vm, u32 view);
+void view_free(struct vm *vm, u32 view);
+int ept_set(struct vm *vm, const struct hvi_ept *a);
+int ept_get(struct vm *vm, const struct hvi_ept *a);
+int view_create(struct vm *vm, struct hvi_view *a);
+int view_destroy(struct vm *vm, const struct hvi_view *a);
+int view_remap(struct vm *vm, const struct hvi_remap *a);
+u32 view_rights(const struct vm *vm, u32 view, u64 gfn);
+int ept_fill(struct vm *vm, u32 view, u64 gfn);			/* may sleep */
+u64 *ept_leaf(u64 *root, u64 gfn, int *level);
+u64 ept_frame(struct vm *vm, u32 view, u64 gfn);		/* host frame that stands there, 0: none yet */
+u64 ept_pointer(const u64 *root);
+void ept_invalidate(u64 eptp);
+bool ept_test_stale(struct view *v, int cpu);
+#define EPT_WB_IPAT	((6u << 3) | (1u << 6))
+#define EPT_LARGE	(1ull << 7)
+#define EPT_FRAME	0x000ffffffffff000ull
+
+/* step.c */
+int step_init(struct vcpu *v);
+void step_free(struct vcpu *v);
+int step_prepare(struct vcpu *v, u64 gfn, const struct hvi_reply *r);	/* may sleep: pages that the reply will need */
+void step_override(struct vcpu *v, u64 gfn, enum override_kind kind, const struct hvi_reply *r);
+int step_enter(struct vcpu *v, u64 *eptp);			/* -EAGAIN: step_more, then again */
+int step_more(struct vcpu *v);					/* may sleep */
+void step_drop(struct vcpu *v);					/* forget the overrides and the step */
+void step_finish(struct vcpu *v);				/* the instruction is over */
+bool step_overrides(const struct vcpu *v, u64 gfn);
+
+/* vcpu.c */
+struct vcpu *vcpu_new(struct vm *vm, u32 index);
+void vcpu_free(struct vcpu *v);
+int vcpu_load(struct vcpu *v);
+void vcpu_put(struct vcpu *v);
+void vcpu_clear(struct vcpu *v);				/* VMCLEAR wherever it is active */
+void vcpu_clear_here(void);					/* all of this CPU */
+void vcpu_init_lists(void);
+void vcpu_refresh_host(struct vcpu *v);
+int hvi_vmx_enter(u64 *gpr, int launched);
+u64 hvi_vmx_host_rip(void);
+
+/* state.c */
+void state_reset(struct vcpu *v);
+u32 state_load(struct vcpu *v, u32 groups);			/* VMCS loaded; 0 or the invalid field */
+void state_store(struct vcpu *v);				/* VMCS loaded */
+__u64 *state_msr_field(struct vcpu *v, u32 index, u32 *group);
+u64 guest_cr0(void);
+u64 guest_cr4(void);
+void set_guest_cr0(struct vcpu *v, u64 cr0);
+void set_guest_cr4(struct vcpu *v, u64 cr4);
+void set_guest_efer(struct vcpu *v, u64 efer);
+void state_masks(struct vcpu *v);
+u32 check_guest_state(void);
+
+/* run.c */
+int run(struct vm *vm, struct hvi_run *a);
+int do_hlt(struct vcpu *v);
+int vcpu_op(struct vm *vm, unsigned int request, const struct hvi_vcpu_op *op);
+struct hvi_exit *exit_record(struct vcpu *v, u32 reason);
+void skip(struct vcpu *v, u32 len);
+u64 guest_tsc(const struct vcpu *v);
+
+/* exit.c: 0 go on, > 0 the reason of an exit to the engine or EXIT_FILL */
+#define EXIT_FILL	0x10000		/* fill v->fill_gfn, then go on */
+int handle_exit(struct vcpu *v, u32 reason);
+void handle_host_events(struct vcpu *v, u32 reason);		/* interrupts are off: NMI, machine check */
+int exit_engine(struct vcpu *v, u32 reason);
+int inject_exception(struct vcpu *v, u32 vector, bool has_err, u32 err);
+int inject_gp0(struct vcpu *v);
+int inject_ud(struct vcpu *v);
+u32 guest_cpl(void);
+int guest_code_bits(void);
+
+/* event.c */
+bool can_take_irq(struct vcpu *v);
+void event_vectoring(struct vcpu *v);				/* after each exit */
+void event_merge(struct vcpu *v, const struct event *second);
+void event_put(struct vcpu *v);					/* v->evt into the VMCS */
+int event_pending(struct vcpu *v);				/* before an entry: the engine's; reason or 0 */
+bool event_ok(const struct hvi_event *e);
+bool has_engine_event(struct vcpu *v);
+
+/* msr.c */
+bool msr_read(struct vcpu *v, u32 index, u64 *value);
+bool msr_write_ok(struct vcpu *v, u32 index, u64 value);
+bool msr_write(struct vcpu *v, u32 index, u64 value);
+void msr_set(struct vcpu *v, u32 index, u64 value);
+int msr_list(struct vm *vm, struct hvi_msrs *a);
+int msr_access(struct vm *vm, const struct hvi_msrs *a, bool set);
+int msr_intercept(struct vm *vm, const struct hvi_intercept *a, bool write);
+bool msr_asked(const struct vm *vm, u32 index, bool write);
+void msr_bitmap_init(struct vm *vm);
+int exit_rdmsr(struct vcpu *v);
+int exit_wrmsr(struct vcpu *v);
+int resume_msr(struct vcpu *v, u32 index, u64 value, bool write);
+
+/* cpuid.c */
+int cpuid_get(struct hvi_cpuid *a);
+int cpuid_set(struct vm *vm, const struct hvi_cpuid *a);
+void cpuid_default(struct vm *vm);
+void cpuid_answer(struct vcpu *v);
+void cpuid_query(struct vcpu *v, u32 leaf, u32 index, u32 *r);
+
+/* control.c */
+int exit_cr(struct vcpu *v);
+int exit_dr(struct vcpu *v);
+int exit_xsetbv(struct vcpu *v);
+int write_cr(struct vcpu *v, u32 number, u64 value);		/* 0 or injects */
+int write_xcr(struct vcpu *v, u32 number, u64 value);
+bool load_pdptes(struct vcpu *v, u64 cr3);
+void load_debug_registers(struct vcpu *v);
+
+/* dtr.c */
+int exit_gdt_idt(struct vcpu *v);
+int exit_ldt_tr(struct vcpu *v);
+
+/* xsave.c */
+int xsave_init(void);
+int xsave_get(struct vm *vm, const struct hvi_xsave *a);
+int xsave_put(struct vm *vm, const struct hvi_xsave *a);
+void xsave_reset(struct vcpu *v);
+void xsave_load(struct vcpu *v);
+void xsave_save(struct vcpu *v);
+void xsave_set_xcr0(struct vcpu *v, u64 value);
+u32 xsave_size_of(u64 xcr0);
+
+/* mtrr.c */
+u32 mtrr_type(const struct vcpu *v, u64 gpa);
+
+/* paging.c */
+bool guest_walk(struct vcpu *v, u64 gva, u64 *gpa);		/* no rights checked, nothing written */
+bool guest_read(struct vcpu *v, u64 gva, void *to, u32 size);
+bool guest_set_ad(struct vcpu *v, u64 gva, u64 entry_gpa);	/* true: the entry was changed, run again */
+
+/* vm.c */
+struct vm *vm_new(void);
+void vm_free(struct vm *vm);
+int vm_create(struct vm *vm, const struct hvi_create *a);
+int vm_intercept(struct vm *vm, const struct hvi_intercept *a);
+int vm_lock(struct vm *vm);					/* from a running guest too */
+void vm_unlock(struct vm *vm);
+extern atomic_t vm_count;
+
+static inline struct vcpu *vcpu_of(const struct vm *vm, u32 index)
+{
+	return index < vm->ncpus ? vm->cpu[index] : NULL;
+}
+
+static inline bool is_canonical(u64 a, bool la57)
+{
+	unsigned int s = la57 ? 7 : 16;
+
+	return (u64)((s64)(a << s) >> s) == a;
+}
+
+/* ---- VMX instructions -------------------------------------------------------------- */
+
+static __always_inline u64 vmcs_read(unsigned long field)
+{
+	u64 value;
+
+	asm volatile("vmread %1, %0" : "=rm" (value) : "r" (field) : "cc");
+	return value;
+}
+
+static __always_inline u32 vmcs_read32(unsigned long field)
+{
+	return (u32)vmcs_read(field);
+}
+
+void vmcs_write_failed(unsigned long field, u64 value);
+
+static __always_inline void vmcs_write(unsigned long field, u64 value)
+{
+	bool failed;
+
+	asm volatile("vmwrite %2, %1; setna %0" : "=qm" (failed) : "r" (field), "rm" (value) : "cc");
+	if (unlikely(failed))
+		vmcs_write_failed(field, value);
+}
+
+#endif

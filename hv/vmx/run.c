@@ -1,0 +1,684 @@
+/* SPDX-License-Identifier: GPL-2.0 OR MIT */
+/*
+ * run.c - HVI_RUN: what the engine changed and answered is taken, then vCPUs
+ * run until one exits to it. With several they take turns on this thread, a
+ * slice each: what the engine sees is in one order.
+ */
+#include <linux/hrtimer.h>
+#include <linux/sched/signal.h>
+#include "hvi_vmx.h"
+
+u64 guest_tsc(const struct vcpu *v)
+{
+	return rdtsc() + v->tsc_offset;
+}
+
+/* ---- replies ------------------------------------------------------------------------------ */
+
+static bool can_skip(const struct hvi_exit *x)
+{
+	u32 len = READ_ONCE(x->insn_len);
+
+	if (!len || len > 15 || (x->access & HVI_ACCESS_EVENT))
+		return false;
+	switch (x->reason) {
+	case HVI_EXIT_EPT: case HVI_EXIT_MSR_READ: case HVI_EXIT_MSR_WRITE: case HVI_EXIT_CR_WRITE:
+	case HVI_EXIT_DTR: case HVI_EXIT_XSETBV: case HVI_EXIT_VMCALL: case HVI_EXIT_IO:
+	case HVI_EXIT_CPUID: case HVI_EXIT_HLT: case HVI_EXIT_EXCEPTION: case HVI_EXIT_EMULATION:
+		return true;
+	default:
+		return false;
+	}
+}
+
+static bool range_ok(const struct hvi_emulate_range *r)
+{
+	return !r->len || (r->len <= HVI_EMULATE_BYTES && r->offset <= HVI_EMULATE_BYTES - r->len &&
+			   (r->gpa & ~PAGE_MASK) + r->len <= PAGE_SIZE);
+}
+
+/* r is a copy: the page may change under us. */
+static int reply_ok(struct vcpu *v, const struct hvi_reply *r)
+{
+	const struct hvi_exit *x = &v->page->exit;
+
+	switch (r->action) {
+	case HVI_REPLY_RESUME:
+	case HVI_REPLY_RETRY:
+	case HVI_REPLY_INJECT:
+		return 0;
+	case HVI_REPLY_SKIP:
+		return can_skip(x) ? 0 : -EINVAL;
+	case HVI_REPLY_EMULATE:
+		if (!range_ok(&r->range[0]) || !range_ok(&r->range[1]))
+			return -EINVAL;
+		return x->reason == HVI_EXIT_EPT ? 0 : -EINVAL;
+	case HVI_REPLY_SCRATCH:
+		return x->reason == HVI_EXIT_EPT ? 0 : -EINVAL;
+	case HVI_REPLY_STEP:
+		if ((r->flags & ~HVI_STEP_NOTIFY) || r->step_view >= HVI_MAX_VIEWS || !v->vm->view[r->step_view].used)
+			return -EINVAL;
+		return 0;
+	default:
+		return -EINVAL;
+	}
+}
+
+static void skip_reply(struct vcpu *v, const struct hvi_exit *x)
+{
+	u64 *rax = &v->gpr[HVI_RAX];
+
+	if (x->reason == HVI_EXIT_IO && (x->flags & HVI_IO_IN) && !(x->flags & HVI_IO_STRING)) {
+		if (x->size == 1)
+			*rax = (*rax & ~0xffull) | (u8)x->value;
+		else if (x->size == 2)
+			*rax = (*rax & ~0xffffull) | (u16)x->value;
+		else
+			*rax = (u32)x->value;
+	}
+	skip(v, x->insn_len & 15);
+}
+
+static void one_instruction(struct vcpu *v)
+{
+	v->one = true;
+	v->one_rip = vmcs_read(F_GUEST_RIP);
+}
+
+static void override(struct vcpu *v, const struct hvi_exit *x, enum override_kind kind, const struct hvi_reply *r)
+{
+	step_override(v, x->gpa >> PAGE_SHIFT, kind, r);
+	one_instruction(v);
+}
+
+/* 0, or the reason of an exit that the resumed instruction makes at once. */
+static int resume(struct vcpu *v, const struct hvi_exit *x, const struct hvi_reply *r)
+{
+	v->rip_len = x->insn_len & 15;
+	switch (x->reason) {
+	case HVI_EXIT_EPT:
+		override(v, x, OV_ALLOW, r);
+		return 0;
+	case HVI_EXIT_IO: case HVI_EXIT_VMCALL:
+		skip_reply(v, x);
+		return 0;
+	case HVI_EXIT_MSR_READ: return resume_msr(v, x->number, 0, false);
+	case HVI_EXIT_MSR_WRITE: return resume_msr(v, x->number, x->value, true);
+	case HVI_EXIT_CR_WRITE: return write_cr(v, x->number, x->value);
+	case HVI_EXIT_XSETBV: return write_xcr(v, x->number, x->value);
+	case HVI_EXIT_DTR:
+		v->pass_dtr = true;
+		return 0;
+	case HVI_EXIT_CPUID:
+		cpuid_answer(v);
+		skip(v, v->rip_len);
+		return 0;
+	case HVI_EXIT_HLT: return do_hlt(v);
+	default:
+		return 0;
+	}
+}
+
+static int take_reply(struct vcpu *v, const struct hvi_reply *r)
+{
+	struct hvi_exit x = v->page->exit;
+
+	v->page->reply.action = HVI_REPLY_RESUME;
+	v->in_exit = false;
+	if (v->one && v->one_rip != vmcs_read(F_GUEST_RIP))
+		step_drop(v);		/* the engine moved the guest elsewhere */
+	switch (r->action) {
+	case HVI_REPLY_RESUME:
+		return resume(v, &x, r);
+	case HVI_REPLY_SKIP:
+		skip_reply(v, &x);
+		break;
+	case HVI_REPLY_RETRY:
+		if (x.reason == HVI_EXIT_EXCEPTION)
+			v->evt.valid = false;
+		break;
+	case HVI_REPLY_EMULATE:
+		override(v, &x, OV_EMULATE, r);
+		break;
+	case HVI_REPLY_SCRATCH:
+		override(v, &x, OV_SCRATCH, r);
+		break;
+	case HVI_REPLY_STEP:
+		if (v->step_back == ~0u)
+			v->step_back = v->view;
+		v->view = r->step_view;
+		v->step_notify = r->flags & HVI_STEP_NOTIFY;
+		one_instruction(v);
+		break;
+	case HVI_REPLY_INJECT:
+		v->evt.valid = false;
+		step_drop(v);
+		break;
+	}
+	return 0;
+}
+
+/* ---- what the engine changed -------------------------------------------------------------------- */
+
+static int entry_failed(struct vcpu *v, u32 number, u64 field)
+{
+	struct hvi_exit *x = exit_record(v, HVI_EXIT_ENTRY_FAILED);
+
+	x->number = number;
+	x->value = field;
+	return HVI_EXIT_ENTRY_FAILED;
+}
+
+/* Of a loaded vCPU. 0, or the reason of an exit. */
+static int apply(struct vcpu *v, const struct hvi_reply *r)
+{
+	u32 view = READ_ONCE(v->page->view), groups = v->page->dirty | (v->reload ? HVI_STATE_ALL : 0);
+
+	if (v->step_back != ~0u)
+		v->step_back = view;
+	else
+		v->view = view;
+	if (v->controls_gen != v->vm->controls_gen)
+		state_masks(v);
+	if (groups) {
+		u32 bad;
+
+		v->page->dirty = 0;
+		v->reload = false;
+		bad = state_load(v, groups);
+		if (bad) {
+			v->reload = true;
+			return entry_failed(v, X_BAD_STATE, bad);
+		}
+	}
+	return v->vm->last == v && v->in_exit ? take_reply(v, r) : 0;
+}
+
+static int check_vcpu(struct vcpu *v, struct hvi_reply *r)
+{
+	struct vm *vm = v->vm;
+	u32 view = READ_ONCE(v->page->view), keep = v->step_back != ~0u ? v->step_back : v->view;
+	struct hvi_event e = v->page->event;
+	int err;
+
+	if (!event_ok(&e))
+		return -EINVAL;
+	if (view != keep && (view >= HVI_MAX_VIEWS || !vm->view[view].used))
+		return -EINVAL;
+	/* Page-directory pointers are read while nothing may sleep. */
+	if ((v->page->dirty & (HVI_STATE_CR | HVI_STATE_MSR)) || v->reload) {
+		u32 index = ram_index(vm, v->page->cr3 >> PAGE_SHIFT);
+
+		if (index != NO_PAGE)
+			ram_page(vm, index);
+	}
+	if (vm->last != v || !v->in_exit)
+		return 0;
+	*r = v->page->reply;
+	err = reply_ok(v, r);
+	if (err)
+		return err;
+	if (v->page->exit.reason == HVI_EXIT_EPT &&
+	    (r->action == HVI_REPLY_RESUME || r->action == HVI_REPLY_EMULATE || r->action == HVI_REPLY_SCRATCH))
+		return step_prepare(v, v->page->exit.gpa >> PAGE_SHIFT, r);
+	return 0;
+}
+
+/* ---- into the guest --------------------------------------------------------------------------------- */
+
+static void put_controls(struct vcpu *v)
+{
+	u32 primary = v->primary_now & ~(PRI_MTF | PRI_INT_WINDOW | PRI_NMI_WINDOW);
+	u32 secondary = v->secondary_now, exceptions = (1u << VEC_DB) | (1u << VEC_AC) | (1u << VEC_MC);
+	u32 flags = READ_ONCE(v->page->event.flags);
+
+	exceptions |= v->vm->exception_exit;
+	if (v->one || v->pass_dtr || v->flying.injected)
+		primary |= PRI_MTF;
+	if (v->flying.valid && v->flying.injected)
+		exceptions = ~0u;
+	if (READ_ONCE(v->page->want_irq_window))
+		primary |= PRI_INT_WINDOW;
+	if ((flags & HVI_EVENT_VALID) && READ_ONCE(v->page->event.type) == HVI_EVENT_NMI)
+		primary |= PRI_NMI_WINDOW;
+	if (v->pass_dtr)
+		secondary &= ~SEC_DTR;
+	else if (v->vm->dtr_exit && (vmx_caps.secondary_allowed & SEC_DTR))
+		secondary |= SEC_DTR;
+	if (primary != v->primary_now)
+		vmcs_write(F_PRIMARY, v->primary_now = primary);
+	if (secondary != v->secondary_now)
+		vmcs_write(F_SECONDARY, v->secondary_now = secondary);
+	if (exceptions != v->exception_now)
+		vmcs_write(F_EXCEPTION_BITMAP, v->exception_now = exceptions);
+}
+
+/* SDM 26.3.1.5: with the shadow of STI or MOV SS, BS must say what TF says. */
+static void fix_pending_debug(struct vcpu *v)
+{
+	u64 pending, should;
+
+	if (likely(!(vmcs_read32(F_INTERRUPTIBILITY) & (HVI_BLOCK_STI | HVI_BLOCK_MOV_SS))))
+		return;
+	pending = vmcs_read(F_PENDING_DEBUG);
+	should = (vmcs_read(F_GUEST_RFLAGS) & FLAG_TF) && !(v->debugctl & 2) ? pending | 0x4000 : pending & ~0x4000ull;
+	if (should != pending)
+		vmcs_write(F_PENDING_DEBUG, should);
+}
+
+static void invalidate(struct vcpu *v, u64 eptp)
+{
+	int cpu = raw_smp_processor_id();
+
+	if (ept_test_stale(&v->vm->view[v->view], cpu))
+		ept_invalidate(ept_pointer(v->vm->view[v->view].root));
+	if (v->nov && v->priv_flush) {
+		ept_invalidate(eptp);
+		v->priv_flush = false;
+	}
+	if (v->flush_vpid) {
+		struct {
+			u64 vpid, gva;
+		} d = { v->vpid, 0 };
+
+		asm volatile("invvpid %0, %1" : : "m" (d), "r" (1ul) : "cc", "memory");
+		v->flush_vpid = false;
+	}
+}
+
+static u32 timer_ticks(struct vcpu *v)
+{
+	u64 ticks = ~0ull;
+
+	if (v->vm->has_deadline) {
+		s64 left = (s64)(v->vm->deadline - guest_tsc(v));
+
+		ticks = left > 0 ? (u64)left : 0;
+	}
+	if (v->vm->ncpus > 1)
+		ticks = min_t(u64, ticks, SLICE_TICKS);
+	if (ticks == ~0ull)
+		return ~0u;
+	ticks = (ticks >> vmx_caps.timer_shift) + (ticks ? 1 : 0);
+	return min_t(u64, ticks, 0xffffffffu);
+}
+
+/* Interrupts are off. The exit reason, with REASON_ENTRY_FAILED; ~0 when the instruction itself failed. */
+static u32 enter(struct vcpu *v, u64 eptp)
+{
+	u32 reason;
+
+	if (v->evt.valid)
+		event_put(v);
+	put_controls(v);
+	fix_pending_debug(v);
+	if (eptp != v->eptp_now)
+		vmcs_write(F_EPTP, v->eptp_now = eptp);
+	invalidate(v, eptp);
+	vcpu_refresh_host(v);
+	load_debug_registers(v);
+	vmcs_write(F_PREEMPTION_TIMER, timer_ticks(v));
+	native_write_cr2(v->cr2);
+	if (vmx_caps.verw) {
+		static const u16 ds = __KERNEL_DS;
+
+		asm volatile("verw %0" : : "m" (ds) : "cc");
+	}
+	if (unlikely(hvi_vmx_enter(v->gpr, v->launched)))
+		return ~0u;
+	v->launched = true;
+	v->cr2 = native_read_cr2();
+	reason = vmcs_read32(F_EXIT_REASON);
+	if (unlikely(v->flying.valid && !(reason & REASON_ENTRY_FAILED)))
+		vmcs_write(F_ENTRY_INTR_INFO, 0);
+	handle_host_events(v, reason);
+	return reason;
+}
+
+static int failed(struct vcpu *v, u32 reason)
+{
+	u32 number;
+
+	vmcs_write(F_ENTRY_INTR_INFO, 0);
+	v->flying.valid = false;
+	v->reload = true;
+	if (reason == ~0u) {
+		number = vmcs_read32(F_INSN_ERROR);
+		pr_warn_ratelimited("hvi: VM entry failed, VMX instruction error %u\n", number);
+		return entry_failed(v, number, 0);
+	}
+	number = reason & 0xffff;
+	return entry_failed(v, number, number == X_BAD_STATE ? check_guest_state() : vmcs_read(F_QUALIFICATION));
+}
+
+static bool must_leave(struct vm *vm)
+{
+	return READ_ONCE(vm->attention) || atomic_read(&vm->waiters) || signal_pending(current) || need_resched();
+}
+
+/* Nothing but an event makes a halted vCPU run. */
+static bool runnable(struct vcpu *v)
+{
+	if (v->mp_state == HVI_MP_HALTED && ((vmcs_read(F_PENDING_DEBUG) & 0x400f) || v->evt.valid))
+		v->mp_state = HVI_MP_RUNNING;
+	return v->mp_state == HVI_MP_RUNNING;
+}
+
+/* 0: look around and come again; > 0: a reason, EXIT_FILL; -EAGAIN: step_more. */
+static int slice(struct vcpu *v)
+{
+	struct vm *vm = v->vm;
+	u64 end = guest_tsc(v) + SLICE_TICKS, eptp;
+	u32 reason;
+	int r;
+
+	for (;;) {
+		r = event_pending(v);
+		if (r)
+			return r;
+		if (!runnable(v) || must_leave(vm))
+			return 0;
+		if (!v->evt.valid) {
+			u64 now = guest_tsc(v);
+
+			if ((vm->has_deadline && (s64)(vm->deadline - now) <= 0) ||
+			    (vm->ncpus > 1 && (s64)(end - now) <= 0))
+				return 0;
+		}
+		r = step_enter(v, &eptp);
+		if (r)
+			return r;
+		local_irq_disable();
+		if (must_leave(vm)) {
+			local_irq_enable();
+			return 0;
+		}
+		reason = enter(v, eptp);
+		local_irq_enable();
+		if (unlikely(reason & REASON_ENTRY_FAILED))
+			return failed(v, reason);
+		r = handle_exit(v, reason);
+		if (r)
+			return r;
+		v->page->counters.internal_exits++;
+	}
+}
+
+/* ---- which vCPU, how long ------------------------------------------------------------------------------ */
+
+static int report_attention(struct vm *vm, struct vcpu **who)
+{
+	u32 i;
+
+	WRITE_ONCE(vm->attention, 0);
+	smp_mb();
+	for (i = 0; i < vm->ncpus; i++)
+		if (vm->pause_report[i] || vm->kicked[i]) {
+			vm->pause_report[i] = vm->kicked[i] = 0;
+			WRITE_ONCE(vm->attention, 1);	/* there may be more: looked at in the next run */
+			*who = vm->cpu[i];
+			return exit_engine(*who, HVI_EXIT_PAUSED);
+		}
+	return 0;
+}
+
+/* Of a vCPU that is put away. */
+static bool has_work(const struct vcpu *v)
+{
+	const struct hvi_event *e = &v->page->event;
+
+	return v->evt.valid || v->shut_down || v->notify_injected || v->notify_step ||
+	       (v->mp_state == HVI_MP_HALTED && v->debug_pending) ||
+	       ((e->flags & HVI_EVENT_VALID) && (e->type != HVI_EVENT_NMI || v->nmi_open)) ||
+	       (v->page->want_irq_window && v->irq_open);
+}
+
+static struct vcpu *pick(struct vm *vm, struct vcpu **late, struct vcpu **halted)
+{
+	u32 k;
+
+	*late = *halted = NULL;
+	for (k = 0; k < vm->ncpus; k++) {
+		u32 i = (vm->turn + k) % vm->ncpus;
+		struct vcpu *v = vm->cpu[i];
+
+		if (vm->paused[i])
+			continue;
+		if (v->mp_state == HVI_MP_HALTED && !*halted)
+			*halted = v;
+		if (has_work(v)) {
+			vm->turn = i + 1;
+			return v;
+		}
+		if (v->mp_state != HVI_MP_RUNNING)
+			continue;
+		if (vm->has_deadline && (s64)(vm->deadline - guest_tsc(v)) <= 0) {
+			if (!*late)
+				*late = v;
+			continue;
+		}
+		vm->turn = i + 1;
+		return v;
+	}
+	return NULL;
+}
+
+/* All halted: sleep to the deadline. 0: look again; -EINTR. */
+static int wait_deadline(struct vm *vm, struct vcpu *v)
+{
+	s64 left = (s64)(vm->deadline - guest_tsc(v));
+	u64 ns;
+
+	if (left <= 0)
+		return 0;
+	ns = mul_u64_u32_div(min_t(u64, left, (u64)tsc_khz * 1000 * 3600), 1000000, tsc_khz);
+	mutex_unlock(&vm->lock);
+	wait_event_interruptible_hrtimeout(vm->wake, READ_ONCE(vm->attention) || atomic_read(&vm->waiters), ns_to_ktime(ns));
+	mutex_lock(&vm->lock);
+	return signal_pending(current) ? -EINTR : 0;
+}
+
+/* Between slices, with nothing loaded. -EINTR when a signal waits. */
+static int look_around(struct vm *vm)
+{
+	if (atomic_read(&vm->waiters)) {
+		vm->runner = NULL;
+		mutex_unlock(&vm->lock);
+		wait_event_interruptible(vm->wake, !atomic_read(&vm->waiters));
+		mutex_lock(&vm->lock);
+		vm->runner = current;
+	}
+	if (signal_pending(current))
+		return -EINTR;
+	cond_resched();
+	return 0;
+}
+
+/* The vCPU on this CPU; NULL: none. Its page is filled in before it is put away. */
+static void put(struct vcpu **on)
+{
+	struct vcpu *v = *on;
+
+	if (!v)
+		return;
+	state_store(v);
+	v->irq_open = v->page->irq_ready;
+	v->nmi_open = !(vmcs_read32(F_INTERRUPTIBILITY) & (HVI_BLOCK_STI | HVI_BLOCK_MOV_SS | HVI_BLOCK_NMI));
+	v->debug_pending = vmcs_read(F_PENDING_DEBUG) & 0x400f;
+	vcpu_put(v);
+	*on = NULL;
+}
+
+static int switch_to(struct vcpu **on, struct vcpu *v)
+{
+	int err;
+
+	if (*on == v)
+		return 0;
+	put(on);
+	err = vcpu_load(v);
+	if (!err)
+		*on = v;
+	return err;
+}
+
+static int execute(struct vm *vm, struct vcpu **on, struct vcpu **who)
+{
+	struct vcpu *v, *late, *halted;
+	int r;
+
+	for (;;) {
+		if (READ_ONCE(vm->attention)) {
+			r = report_attention(vm, who);
+			if (r)
+				return r;
+		}
+		if (vm->ncpus == 1 && *on && !vm->paused[0] && (*on)->mp_state == HVI_MP_RUNNING && !must_leave(vm) &&
+		    !(vm->has_deadline && (s64)(vm->deadline - guest_tsc(*on)) <= 0)) {
+			v = *on;
+		} else {
+			put(on);
+			r = look_around(vm);
+			if (r)
+				return r;
+			v = pick(vm, &late, &halted);
+			if (!v) {
+				*who = late ? late : halted ? halted : vm->cpu[0];
+				if (late)
+					return exit_engine(late, HVI_EXIT_DEADLINE);
+				if (!halted || !vm->has_deadline)
+					return exit_engine(*who, HVI_EXIT_IDLE);
+				if ((s64)(vm->deadline - guest_tsc(halted)) <= 0)
+					return exit_engine(halted, HVI_EXIT_DEADLINE);
+				r = wait_deadline(vm, halted);
+				if (r)
+					return r;
+				continue;
+			}
+			r = switch_to(on, v);
+			if (r)
+				return r;
+			if (v->controls_gen != vm->controls_gen)
+				state_masks(v);
+		}
+		r = slice(v);
+		if (r == EXIT_FILL) {
+			u64 gfn = v->fill_gfn;
+
+			put(on);
+			r = ept_fill(vm, v->view, gfn);
+			if (r)
+				return r;
+			r = switch_to(on, v);
+		} else if (r == -EAGAIN) {
+			put(on);
+			r = step_more(v);
+			if (!r)
+				r = switch_to(on, v);
+		} else if (r) {
+			*who = v;
+		}
+		if (r)
+			return r;
+	}
+}
+
+int run(struct vm *vm, struct hvi_run *a)
+{
+	struct hvi_reply reply;
+	struct vcpu *on = NULL, *who = NULL;
+	int r = 0;
+	u32 i;
+
+	if (a->flags & ~HVI_RUN_DEADLINE)
+		return -EINVAL;
+	vm->started = true;
+	for (i = 0; i < vm->ncpus && !r; i++)
+		r = check_vcpu(vm->cpu[i], &reply);
+	if (r)
+		return r;
+	vm->deadline = a->deadline;
+	vm->has_deadline = a->flags & HVI_RUN_DEADLINE;
+	vm->runner = current;
+	for (i = 0; i < vm->ncpus && !r; i++) {
+		struct vcpu *v = vm->cpu[i];
+
+		if (vm->ncpus > 1 && !v->page->dirty && !v->reload && v->view == v->page->view &&
+		    !(vm->last == v && v->in_exit) && v->step_back == ~0u)
+			continue;
+		r = switch_to(&on, v);
+		if (!r)
+			r = apply(v, &reply);
+		if (r > 0)
+			who = v;
+	}
+	if (!r)
+		r = execute(vm, &on, &who);
+	/* An entry that failed leaves the page as the engine wrote it. */
+	if (r == HVI_EXIT_ENTRY_FAILED && on && on->reload) {
+		vcpu_put(on);
+		on = NULL;
+	}
+	put(&on);
+	vm->runner = NULL;
+	if (r < 0)
+		return r;
+	who->page->exit.view = who->view;
+	who->page->exit.tsc = guest_tsc(who);
+	who->page->counters.exits++;
+	who->in_exit = true;
+	vm->last = who;
+	a->vcpu = who->index;
+	a->reason = r;
+	return 0;
+}
+
+/* ---- pause, kick, fetch, reset ---------------------------------------------------------------- */
+
+/* HVI_PAUSE, HVI_RESUME and HVI_KICK come from any thread, without the VM's lock. */
+int vcpu_op(struct vm *vm, unsigned int request, const struct hvi_vcpu_op *op)
+{
+	u32 first = op->vcpu, last = op->vcpu, i;
+
+	if (op->vcpu == HVI_ALL_VCPUS) {
+		first = 0;
+		last = vm->ncpus - 1;
+	} else if (op->vcpu >= vm->ncpus) {
+		return -EINVAL;
+	}
+	if (request == HVI_FETCH && (op->groups & ~HVI_STATE_ALL))
+		return -EINVAL;
+	for (i = first; i <= last; i++) {
+		switch (request) {
+		case HVI_PAUSE:
+			if (!xchg(&vm->paused[i], 1))
+				WRITE_ONCE(vm->pause_report[i], 1);
+			break;
+		case HVI_RESUME:
+			WRITE_ONCE(vm->paused[i], 0);
+			WRITE_ONCE(vm->pause_report[i], 0);
+			break;
+		case HVI_KICK:
+			if (i == first)
+				WRITE_ONCE(vm->kicked[i], 1);
+			break;
+		case HVI_FETCH:		/* every exit stores all of it */
+			break;
+		case HVI_RESET:
+			memset(&vm->cpu[i]->page->event, 0, sizeof(vm->cpu[i]->page->event));
+			state_reset(vm->cpu[i]);
+			break;
+		}
+	}
+	if (request == HVI_PAUSE || request == HVI_KICK) {
+		struct task_struct *runner;
+
+		smp_mb();
+		WRITE_ONCE(vm->attention, 1);
+		runner = READ_ONCE(vm->runner);
+		if (runner)
+			kick_process(runner);
+		wake_up(&vm->wake);
+	}
+	return 0;
+}
