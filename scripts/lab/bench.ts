@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT
 /** `npm run bench:vmx`: what an exit costs on KVM and on hvi, in instructions, in one boot of the lab. */
 import { costTable, parseCosts } from "../../bench/vmx/costs.ts";
-import { runLab } from "./lab.ts";
+import { labLock, runLab } from "./lab.ts";
 import { STEPS } from "./steps.ts";
 
+const unlock = await labLock();
 let failed = false;
 await runLab(
   { series: "6.1", model: "broadwell_ult", cpus: 1, verbose: false, print: () => {} },
@@ -14,4 +15,5 @@ await runLab(
     for (const reason of o.reasons) console.error(`${o.verdict}: ${reason}`);
   },
 );
+unlock();
 process.exit(failed ? 1 : 0);

@@ -5,14 +5,14 @@
  */
 import { mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { cacheRoot } from "../../fixtures/cache.ts";
+import { cacheRoot, lock } from "../../fixtures/cache.ts";
 import { guest } from "../../fixtures/guests.ts";
 import { kernel, type Series } from "../../fixtures/kernels/kernels.ts";
 import { bochs, CONSOLE, type CpuModel } from "./bochs.ts";
 import type { ChannelEvent } from "./channel.ts";
 import { archive, compressedPart, type LabFile, makeIso } from "./image.ts";
 import { type Ingredient, kernelKey, LARGE, prepare, type Workshop } from "./ingredients.ts";
-import { type Ending, runMachine } from "./machine.ts";
+import { CRASH, type Ending, runMachine } from "./machine.ts";
 import { LIBRARY, type Step, type StepResult } from "./steps.ts";
 
 const ROOT = join(import.meta.dir, "../..");
@@ -71,12 +71,22 @@ const resultOf = (r: Running, code: number, seconds: number): StepResult => ({
   files: r.files,
 });
 
-function tail(path: string, lines: number): string[] {
+function linesOf(path: string): string[] {
   try {
-    return readFileSync(path, "utf8").trimEnd().split("\n").slice(-lines);
+    return readFileSync(path, "utf8")
+      .trimEnd()
+      .split("\n")
+      .map((line) => line.trimEnd());
   } catch {
     return [];
   }
+}
+
+/** The end of the console: from shortly before the crash on, or its last lines. */
+function consoleEnd(path: string): string[] {
+  const lines = linesOf(path);
+  const crash = lines.findIndex((line) => CRASH.test(line));
+  return crash < 0 ? lines.slice(-20) : lines.slice(Math.max(0, crash - 8), crash + 120);
 }
 
 /** Files that every boot has: the first process, the tools, the steps. */
@@ -176,9 +186,13 @@ async function boot(
 
   const last: string[] = [`the machine ended: ${ending.kind}: ${ending.reason}`];
   const step = steps[done];
-  last.push(...tail(join(dir, CONSOLE), 60).map((l) => `console: ${l.trimEnd()}`));
+  last.push(...consoleEnd(join(dir, CONSOLE)).map((l) => `console: ${l}`));
   if (ending.kind === "exit")
-    last.push(...tail(join(dir, "bochs.log"), 12).map((l) => `bochs: ${l}`));
+    last.push(
+      ...linesOf(join(dir, "bochs.log"))
+        .slice(-12)
+        .map((l) => `bochs: ${l}`),
+    );
   if (step) {
     const at: Running = running ?? {
       step,
@@ -197,6 +211,12 @@ async function boot(
     });
   }
   return done + 1;
+}
+
+/** Waits until no other run of this work tree is under way: they share folders, and the CPUs. */
+export function labLock(): Promise<() => void> {
+  mkdirSync(join(ROOT, "build/lab"), { recursive: true });
+  return lock(join(ROOT, "build/lab/lock"));
 }
 
 async function workshop(series: Series): Promise<Workshop> {

@@ -10,7 +10,7 @@ import { CHANNEL, CONSOLE, type MachineOptions, machineCommand } from "./bochs.t
 import { Channel, type ChannelEvent } from "./channel.ts";
 
 /** What on the console means that the kernel is lost, or not to be trusted any more. */
-const CRASH =
+export const CRASH =
   /Kernel panic|BUG:|Oops|general protection fault|unable to handle|double fault|Call Trace|soft lockup|hard LOCKUP/;
 
 export interface Limits {

@@ -12,7 +12,7 @@ import { parseArgs } from "node:util";
 import { isSeries, SERIES, type Series } from "../../fixtures/kernels/kernels.ts";
 import { MODELS } from "./bochs.ts";
 import { isIngredient } from "./ingredients.ts";
-import { moduleBuilds, type Outcome, runLab } from "./lab.ts";
+import { labLock, moduleBuilds, type Outcome, runLab } from "./lab.ts";
 import { STEPS, type Step } from "./steps.ts";
 
 function usage(message: string): never {
@@ -68,6 +68,7 @@ if (values.list) {
 const MARK = { ok: "ok  ", failed: "FAIL", skipped: "skip" } as const;
 const out = join(import.meta.dir, "../../build/lab/results");
 const outcomes: Outcome[] = [];
+const unlock = await labLock();
 const started = Date.now();
 const report = (o: Outcome): void => {
   outcomes.push(o);
@@ -83,6 +84,7 @@ const report = (o: Outcome): void => {
 };
 for (const name of builds) report(await moduleBuilds(name));
 await runLab({ series, model, cpus, verbose, print: (line) => console.log(line) }, steps, report);
+unlock();
 const count = (verdict: Outcome["verdict"]): number =>
   outcomes.filter((o) => o.verdict === verdict).length;
 const time = ((Date.now() - started) / 1000).toFixed(0);

@@ -44,7 +44,7 @@ const CASES: [VtxState, Partial<VtxFacts>][] = [
   ],
   ["no-ept", { cpuinfo: "vendor_id : GenuineIntel\nflags : vmx\nvmx flags : vnmi vpid\n" }],
   ["module-not-loaded", {}],
-  ["module-not-loaded", { kernelLog: ["hvi: ready", "hvi: unloaded"] }],
+  ["module-not-loaded", { kernelLog: ["hvi: ABI 1, capabilities 0xd63, 40 guest-physical bits"] }],
   [
     "module-not-loaded",
     { modules: "kvm_intel 380928 0 - Live 0x0\nkvm 1146880 1 kvm_intel, Live 0x0\n" },
