@@ -184,11 +184,25 @@ void handle_host_events(struct vcpu *v, u32 reason)
 
 /* ---- instructions -------------------------------------------------------------------------------- */
 
+/* RCX of a REP, in the instruction's address size (SDM table 27-8). */
+static u64 rep_count(struct vcpu *v)
+{
+	u32 size = vmx_caps.ins_outs_info ? vmcs_read32(F_EXIT_INSN_INFO) >> 7 & 7 : guest_code_bits() / 32;
+	u64 count = v->gpr[HVI_RCX];
+
+	return size == 0 ? (u16)count : size == 1 ? (u32)count : count;
+}
+
 static int exit_io(struct vcpu *v)
 {
 	u64 q = vmcs_read(F_QUALIFICATION), value = v->gpr[HVI_RAX];
-	struct hvi_exit *x = exit_record(v, HVI_EXIT_IO);
+	struct hvi_exit *x;
 
+	if ((q & 0x30) == 0x30 && !rep_count(v)) {	/* no element: nothing to do */
+		skip(v, v->rip_len);
+		return 0;
+	}
+	x = exit_record(v, HVI_EXIT_IO);
 	x->number = q >> 16 & 0xffff;
 	x->size = (q & 7) + 1;
 	x->insn_len = v->rip_len;

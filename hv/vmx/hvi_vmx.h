@@ -75,7 +75,7 @@ struct vmx_caps {
 	u32 phys_bits;
 	u64 max_gfn;
 	u64 caps;			/* HVI_CAP_* */
-	bool flush_l1d, verw;
+	bool flush_l1d, verw, ins_outs_info;
 };
 extern struct vmx_caps vmx_caps;
 
@@ -154,6 +154,7 @@ struct vm {
 	u8 pause_report[HVI_MAX_VCPUS], kicked[HVI_MAX_VCPUS];
 	u32 attention;			/* look at pause_report and kicked */
 	u32 controls_gen;		/* changes with the intercepts above */
+	u64 stopped_at;			/* host TSC when the last run ended: guest time stands still from there */
 	u64 deadline;
 	bool has_deadline;
 };

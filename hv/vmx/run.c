@@ -588,6 +588,7 @@ int run(struct vm *vm, struct hvi_run *a)
 	struct hvi_reply reply;
 	struct vcpu *on = NULL, *who = NULL;
 	int r = 0;
+	u64 gap;
 	u32 i;
 
 	if (a->flags & ~HVI_RUN_DEADLINE)
@@ -600,6 +601,9 @@ int run(struct vm *vm, struct hvi_run *a)
 	vm->deadline = a->deadline;
 	vm->has_deadline = a->flags & HVI_RUN_DEADLINE;
 	vm->runner = current;
+	/* What the engine did in between took the guest no time. */
+	for (i = 0, gap = rdtsc() - vm->stopped_at; i < vm->ncpus; i++)
+		vm->cpu[i]->tsc_offset -= gap;
 	for (i = 0; i < vm->ncpus && !r; i++) {
 		struct vcpu *v = vm->cpu[i];
 
@@ -621,10 +625,11 @@ int run(struct vm *vm, struct hvi_run *a)
 	}
 	put(&on);
 	vm->runner = NULL;
+	vm->stopped_at = rdtsc();
 	if (r < 0)
 		return r;
 	who->page->exit.view = who->view;
-	who->page->exit.tsc = guest_tsc(who);
+	who->page->exit.tsc = vm->stopped_at + who->tsc_offset;
 	who->page->counters.exits++;
 	who->in_exit = true;
 	vm->last = who;

@@ -125,7 +125,7 @@ void state_reset(struct vcpu *v)
 	p->irq_ready = 0;
 	p->valid = HVI_STATE_ALL;
 	p->dirty = 0;
-	v->tsc_offset = -rdtsc();
+	v->tsc_offset = -v->vm->stopped_at;
 	v->page_tsc = 0;
 	v->misc_enable = 1;
 	v->mtrr_def = v->tsc_adjust = v->mcg_status = v->tsc_deadline = 0;
@@ -255,6 +255,7 @@ static u32 load_msrs(struct vcpu *v, const struct hvi_vcpu *p)
 	if (p->tsc != v->page_tsc) {
 		v->tsc_offset = p->tsc - rdtsc();
 		vmcs_write(F_TSC_OFFSET, v->tsc_offset);
+		v->page_tsc = p->tsc;
 	}
 	return 0;
 }

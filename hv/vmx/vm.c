@@ -78,6 +78,7 @@ int vm_create(struct vm *vm, const struct hvi_create *a)
 	if (a->flags || !a->vcpus || a->vcpus > HVI_MAX_VCPUS)
 		return -EINVAL;
 	cpuid_default(vm);
+	vm->stopped_at = rdtsc();
 	for (i = 0; i < a->vcpus; i++) {
 		struct vcpu *v = vcpu_new(vm, i);
 

@@ -102,6 +102,7 @@ static int read_caps(void)
 	}
 	if (((basic >> 32) & 0x1fff) > PAGE_SIZE)
 		return -EOPNOTSUPP;
+	c->ins_outs_info = basic & (1ull << 54);
 	for (i = 0; i < ARRAY_SIZE(list); i++) {
 		int err = adjust(&list[i], allowed[i]);
 

@@ -811,9 +811,10 @@ static void odd_mapping(const struct vm *m)
 static void move_mappings(struct vm *m)
 {
 	if (m->ram && one_in(2)) {
-		u8 *q = mremap(m->ram, RAM, RAM, MREMAP_MAYMOVE);
+		u8 *to = mmap(NULL, RAM, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		u8 *q = mremap(m->ram, RAM, RAM, MREMAP_MAYMOVE | MREMAP_FIXED, to);
 
-		m->ram = q == MAP_FAILED ? NULL : q;
+		m->ram = q == MAP_FAILED ? m->ram : q;
 	}
 	unmap_vm(m);
 	map_vm(m);
@@ -951,6 +952,10 @@ static void shared_fork(struct vm *m)
 	pid = fork();
 	if (pid == 0) {
 		calls = 1;	/* the child tells nothing */
+		if (!on_soft) {		/* the device's mappings do not come along */
+			memset(m->page, 0, sizeof(m->page));
+			map_vm(m);
+		}
 		while (n--)
 			call(m, false);
 		if (m->ram)
