@@ -113,7 +113,7 @@ async function program(w: Workshop, source: string, name = ""): Promise<LabFile>
   mkdirSync(join(w.dir, "bin"), { recursive: true });
   const to = join(w.dir, "bin", base);
   const argv = ["gcc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-static"];
-  await must([...argv, `-I${join(ROOT, "hv/abi")}`, "-o", to, from, "-lpthread"]);
+  await must([...argv, `-I${join(ROOT, "hv/abi")}`, "-o", to, from, "-lpthread", "-ldl"]);
   return { path: `lab/bin/${base}`, from: to };
 }
 
@@ -168,7 +168,14 @@ const INGREDIENTS = {
   guest: stockGuest,
   selftest: async (w: Workshop) => [await program(w, "hv/vmx/selftest.c")],
   "exit-cost": async (w: Workshop) => [await program(w, "bench/vmx/exit-cost.c")],
-  fuzz: async (w: Workshop) => [await program(w, "test/vmx/ioctl-fuzz.c")],
+  fuzz: async (w: Workshop) => [
+    await program(w, "test/vmx/fuzz.c"),
+    await program(w, "test/vmx/victim.c"),
+    ...["counters.sh", "kills.sh"].map((name) => ({
+      path: `lab/bin/${name}`,
+      from: join(ROOT, "test/vmx", name),
+    })),
+  ],
 };
 
 export function isIngredient(name: string): name is Ingredient {

@@ -37,19 +37,6 @@ export const LIBRARY = `
 fail() { echo "FAIL: $*"; exit 1; }
 load() { insmod /lab/hvi.ko "$@" || fail "hvi.ko does not load: $(dmesg | tail -n 3)"; }
 unload() { rmmod hvi || fail "hvi.ko does not unload"; }
-# Memory of the kernel that a leak would show in, in KiB.
-kernel_memory() {
-	sync; echo 3 > /proc/sys/vm/drop_caches; echo 1 > /proc/sys/vm/compact_memory
-	awk '/^(Slab|KernelStack|PageTables|VmallocUsed|Percpu):/ { sum += $2 } /^MemFree:/ { free = $2 }
-	     END { print sum, free }' /proc/meminfo
-}
-# Open files of /dev/hvi.
-users() { awk '$1 == "hvi" { print $3 }' /proc/modules; }
-# Two results of kernel_memory: fails when much more is in use. A VM is 2 MiB and more.
-grew() {
-	[ $(($3 - $1)) -lt 2048 ] || fail "the kernel uses $(($3 - $1)) KiB more"
-	[ $(($2 - $4)) -lt 8192 ] || fail "$(($2 - $4)) KiB less are free"
-}
 `;
 
 interface DoctorReport {
@@ -220,45 +207,46 @@ unload`,
     limit: 600,
     script: `
 load
-# The first round makes what stays: caches, folders, the tables of the page allocator.
-ioctl-fuzz 2000 2 > /dev/null || fail "ioctl-fuzz: exit code $?"
-before=$(kernel_memory)
-timeout -s KILL 400 ioctl-fuzz 100000 1
-code=$?
-[ $code -eq 0 ] || fail "ioctl-fuzz: exit code $code"
-[ "$(users)" = 0 ] || fail "hvi.ko is still in use by $(users)"
-after=$(kernel_memory)
-echo "kernel memory in KiB, all and free: $before, then $after"
-grew $before $after
+# The first round makes what stays: caches, folders, per-CPU lists.
+fuzz --seed 2 --calls 5000 || fail "fuzz: exit code $?"
+counters.sh save /tmp/counters
+fuzz --seed 1 --calls 100000 || fail "fuzz: exit code $?"
+counters.sh compare /tmp/counters || fail "counters differ"
 unload`,
   },
   {
     name: "robust.kill",
-    needs: ["module", "hvi", "guest"],
-    limit: 900,
+    needs: ["module", "fuzz"],
+    limit: 400,
     script: `
 load
-start() {
-	hvi run --backend vmx --kernel /lab/guest/vmlinuz --initrd /lab/guest/initramfs.cpio \
-		--append "console=ttyS0" --protect all --console /tmp/console < /dev/null 2> /dev/null &
-}
+kills.sh 5 victim || fail "kills.sh: exit code $?"
+counters.sh save /tmp/counters
+kills.sh 50 victim || fail "kills.sh: exit code $?"
+counters.sh compare /tmp/counters || fail "counters differ"
+unload
+load
+unload`,
+  },
+  {
+    name: "robust.kill-engine",
+    needs: ["module", "fuzz", "hvi", "guest"],
+    limit: 400,
+    script: `
+load
 round() {
-	start
-	usleep $(( 300000 + (RANDOM * 32768 + RANDOM) % 3000000 ))
+	hvi run --backend vmx --kernel /lab/guest/vmlinuz --initrd /lab/guest/initramfs.cpio \\
+		--append "console=ttyS0" --protect all --console /tmp/console < /dev/null 2> /dev/null &
+	# It takes about two seconds to its first entry.
+	usleep $((1500000 + (RANDOM * 32768 + RANDOM) % 3000000))
 	kill -9 $!
 	wait $! 2> /dev/null
+	[ "$(cat /sys/module/hvi/refcnt)" = 0 ] || fail "hvi.ko has users"
 }
 round
-before=$(kernel_memory)
-n=0
-while [ $n -lt 50 ]; do
-	round
-	[ "$(users)" = 0 ] || fail "round $n: hvi.ko is still in use by $(users)"
-	n=$((n + 1))
-done
-after=$(kernel_memory)
-echo "kernel memory in KiB, all and free: $before, then $after"
-grew $before $after
+counters.sh save /tmp/counters
+for n in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15; do round; done
+counters.sh compare /tmp/counters || fail "counters differ"
 unload
 load
 unload`,
