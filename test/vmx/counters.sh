@@ -39,7 +39,7 @@ now() {
 	else
 		complain "hvi.ko is not loaded"
 	fi
-	said=$(dmesg | grep -E 'BUG|WARNING:|Oops|general protection fault|Call Trace|soft lockup|hung task|blocked for more than|rcu.*(stall|detected)|Bad page|bad page|list_(add|del) corruption|leaked|refcount_t|Out of memory|page allocation failure|vmwrite|unchecked MSR' | head -n 20)
+	said=$(dmesg | grep -v 'ommand line:' | grep -E '\bBUG:|kernel BUG|WARNING:|Oops|general protection fault|Call Trace|soft lockup|hung task|blocked for more than|rcu.*(self-detected|detected stall)|Bad page|bad page|list_(add|del) corruption|leaked|refcount_t|Out of memory|page allocation failure|vmwrite|unchecked MSR' | head -n 20)
 	[ -z "$said" ] || complain "dmesg: $said"
 	if [ -w /sys/kernel/debug/kmemleak ]; then
 		echo scan > /sys/kernel/debug/kmemleak
