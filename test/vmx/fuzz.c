@@ -691,8 +691,8 @@ static void count_exit(const struct vm *m, const struct hvi_run *r)
 		count(&unnamed);
 }
 
-/* One ioctl. `alone`: the main thread, and no other uses this VM. */
-static void call(struct vm *m, bool alone)
+/* One ioctl; its answer. `alone`: the main thread, and no other uses this VM. */
+static long call(struct vm *m, bool alone)
 {
 	u32 i = one_in(3) && m->page[0] ? (u32)RUN : below(REQUESTS);
 	unsigned long number = requests[i].number;
@@ -707,12 +707,12 @@ static void call(struct vm *m, bool alone)
 		to = arg_room;
 		for (u32 k = 0; k < OTHER; k++)
 			if (requests[k].number == number)
-				return;
+				return 0;
 	}
 	memset(arg_room, 0, 1024);
 	fill_arg(m, i, to);
 	if (!modest(m, i, to))
-		return;
+		return 0;
 	if (i == RUN) {
 		struct hvi_run *run = to;
 		struct hvi_vcpu *v = m->page[below(m->vcpus ? m->vcpus : 1)];
@@ -732,7 +732,7 @@ static void call(struct vm *m, bool alone)
 	} else if (one_in(3)) {
 		damage(to, size);
 		if (!modest(m, i, to))
-			return;
+			return 0;
 	}
 	if (on_soft)
 		make_safe(i, to);
@@ -755,7 +755,7 @@ static void call(struct vm *m, bool alone)
 			if (m->page[k])
 				repair(m->page[k]);
 	if (r)
-		return;
+		return r;
 	if (ran)
 		count_exit(m, ran);
 	if (i == CREATE && !m->vcpus && alone) {	/* what was none is a machine now */
@@ -764,6 +764,7 @@ static void call(struct vm *m, bool alone)
 			m->vcpus = 0;
 		map_vm(m);
 	}
+	return 0;
 }
 
 /* ---- mappings -------------------------------------------------------------------------------- */
@@ -782,7 +783,7 @@ static void odd_mapping(const struct vm *m)
 		return;
 	}
 	p = mmap(NULL, size, one_in(4) ? PROT_READ | PROT_EXEC : PROT_READ | PROT_WRITE,
-		 one_in(4) ? MAP_PRIVATE : MAP_SHARED, (int)m->handle, (off_t)(at & ~0xfffull));
+		 MAP_NORESERVE | (one_in(4) ? MAP_PRIVATE : MAP_SHARED), (int)m->handle, (off_t)(at & ~0xfffull));
 	if (p == MAP_FAILED)
 		return;
 	/* Touching it from user space may end in SIGBUS by right: let the kernel try. */
@@ -828,12 +829,14 @@ struct helper { struct vm vm; u64 seed; u32 ops; int done; };
 static void *help(void *arg)
 {
 	struct helper *h = arg;
+	u32 closed = 0;
 
 	chance = h->seed;
 	make_room();
 	map_vm(&h->vm);
-	for (u32 i = 0; i < h->ops; i++) {
-		call(&h->vm, false);
+	for (u32 i = 0; i < h->ops && closed < 3; i++) {
+		if (call(&h->vm, false) == -EBADF)
+			closed++;
 		if (one_in(16))
 			odd_mapping(&h->vm);
 		for (u32 n = one_in(4) ? 64 : 0; n && h->vm.page[0]; n--) {	/* under another's run */
