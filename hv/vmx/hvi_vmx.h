@@ -155,7 +155,6 @@ struct vm {
 	u32 attention;			/* look at pause_report and kicked */
 	u32 controls_gen;		/* changes with the intercepts above */
 	u64 stopped_at;			/* host TSC when the last run ended: guest time stands still from there */
-	u64 deadline;
 	bool has_deadline;
 };
 
@@ -206,6 +205,7 @@ struct vcpu {
 	u64 dr[8];
 	u64 tsc_offset;			/* guest TSC - host TSC */
 	u64 page_tsc;
+	u64 deadline;			/* of the run, in host TSC */
 	u32 controls_gen;		/* of the VM, as put into the VMCS */
 	u64 fill_gfn;			/* EXIT_FILL */
 	u64 host_kernel_gs_base;

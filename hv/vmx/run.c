@@ -8,6 +8,8 @@
 #include <linux/sched/signal.h>
 #include "hvi_vmx.h"
 
+#define LOOK_MS	10		/* longest stay in the guest */
+
 u64 guest_tsc(const struct vcpu *v)
 {
 	return rdtsc() + v->tsc_offset;
@@ -286,21 +288,26 @@ static void invalidate(struct vcpu *v, u64 eptp)
 	}
 }
 
+/*
+ * The deadline was said in guest TSC; it comes no later for a guest that turns
+ * its clock back.
+ */
+static s64 ticks_left(const struct vcpu *v)
+{
+	return (s64)(v->deadline - rdtsc());
+}
+
+/* At most LOOK_MS: Bochs 3.0 keeps host interrupts from a guest that spins with IF clear since before the entry. */
 static u32 timer_ticks(struct vcpu *v)
 {
-	u64 ticks = ~0ull;
+	u64 ticks = v->vm->ncpus > 1 ? SLICE_TICKS : (u64)tsc_khz * LOOK_MS;
 
 	if (v->vm->has_deadline) {
-		s64 left = (s64)(v->vm->deadline - guest_tsc(v));
+		s64 left = ticks_left(v);
 
-		ticks = left > 0 ? (u64)left : 0;
+		ticks = left > 0 ? min_t(u64, left, ticks) : 0;
 	}
-	if (v->vm->ncpus > 1)
-		ticks = min_t(u64, ticks, SLICE_TICKS);
-	if (ticks == ~0ull)
-		return ~0u;
-	ticks = (ticks >> vmx_caps.timer_shift) + (ticks ? 1 : 0);
-	return min_t(u64, ticks, 0xffffffffu);
+	return (ticks >> vmx_caps.timer_shift) + (ticks ? 1 : 0);
 }
 
 /* Interrupts are off. The exit reason, with REASON_ENTRY_FAILED; ~0 when the instruction itself failed. */
@@ -368,7 +375,7 @@ static bool runnable(struct vcpu *v)
 static int slice(struct vcpu *v)
 {
 	struct vm *vm = v->vm;
-	u64 end = guest_tsc(v) + SLICE_TICKS, eptp;
+	u64 end = rdtsc() + SLICE_TICKS, eptp;
 	u32 reason;
 	int r;
 
@@ -379,10 +386,8 @@ static int slice(struct vcpu *v)
 		if (!runnable(v) || must_leave(vm))
 			return 0;
 		if (!v->evt.valid) {
-			u64 now = guest_tsc(v);
-
-			if ((vm->has_deadline && (s64)(vm->deadline - now) <= 0) ||
-			    (vm->ncpus > 1 && (s64)(end - now) <= 0))
+			if ((vm->has_deadline && ticks_left(v) <= 0) ||
+			    (vm->ncpus > 1 && (s64)(end - rdtsc()) <= 0))
 				return 0;
 		}
 		r = step_enter(v, &eptp);
@@ -452,7 +457,7 @@ static struct vcpu *pick(struct vm *vm, struct vcpu **late, struct vcpu **halted
 		}
 		if (v->mp_state != HVI_MP_RUNNING)
 			continue;
-		if (vm->has_deadline && (s64)(vm->deadline - guest_tsc(v)) <= 0) {
+		if (vm->has_deadline && ticks_left(v) <= 0) {
 			if (!*late)
 				*late = v;
 			continue;
@@ -466,7 +471,7 @@ static struct vcpu *pick(struct vm *vm, struct vcpu **late, struct vcpu **halted
 /* All halted: sleep to the deadline. 0: look again; -EINTR. */
 static int wait_deadline(struct vm *vm, struct vcpu *v)
 {
-	s64 left = (s64)(vm->deadline - guest_tsc(v));
+	s64 left = ticks_left(v);
 	u64 ns;
 
 	if (left <= 0)
@@ -534,7 +539,7 @@ static int execute(struct vm *vm, struct vcpu **on, struct vcpu **who)
 				return r;
 		}
 		if (vm->ncpus == 1 && *on && !vm->paused[0] && (*on)->mp_state == HVI_MP_RUNNING && !must_leave(vm) &&
-		    !(vm->has_deadline && (s64)(vm->deadline - guest_tsc(*on)) <= 0)) {
+		    !(vm->has_deadline && ticks_left(*on) <= 0)) {
 			v = *on;
 		} else {
 			put(on);
@@ -548,7 +553,7 @@ static int execute(struct vm *vm, struct vcpu **on, struct vcpu **who)
 					return exit_engine(late, HVI_EXIT_DEADLINE);
 				if (!halted || !vm->has_deadline)
 					return exit_engine(*who, HVI_EXIT_IDLE);
-				if ((s64)(vm->deadline - guest_tsc(halted)) <= 0)
+				if (ticks_left(halted) <= 0)
 					return exit_engine(halted, HVI_EXIT_DEADLINE);
 				r = wait_deadline(vm, halted);
 				if (r)
@@ -598,7 +603,6 @@ int run(struct vm *vm, struct hvi_run *a)
 		r = check_vcpu(vm->cpu[i], &reply);
 	if (r)
 		return r;
-	vm->deadline = a->deadline;
 	vm->has_deadline = a->flags & HVI_RUN_DEADLINE;
 	vm->runner = current;
 	/* What the engine did in between took the guest no time. */
@@ -616,6 +620,8 @@ int run(struct vm *vm, struct hvi_run *a)
 		if (r > 0)
 			who = v;
 	}
+	for (i = 0; i < vm->ncpus; i++)
+		vm->cpu[i]->deadline = a->deadline - vm->cpu[i]->tsc_offset;
 	if (!r)
 		r = execute(vm, &on, &who);
 	/* An entry that failed leaves the page as the engine wrote it. */
