@@ -77,5 +77,4 @@ export const RFLAGS_TF = 1 << 8;
 export const RFLAGS_IF = 1 << 9;
 export const RFLAGS_DF = 1 << 10;
 export const RFLAGS_OF = 1 << 11;
-export const RFLAGS_AC = 1 << 18;
 export const RFLAGS_VM = 1 << 17;
