@@ -27,7 +27,7 @@ const ARROWS: Record<string, readonly string[]> = {
     ...["engine.ts", "machine", "control", "alerts", "protect", "guest"],
     ...["x86", "memory", "bridge", "errors.ts", "version.ts"],
   ],
-  "main.ts": ["cli", "bridge", "errors.ts", "version.ts"],
+  "main.ts": ["cli", "bridge", "errors.ts"],
   "executable.ts": ["bridge", "main.ts"],
 };
 

@@ -34,7 +34,7 @@ describe("bad input: one line with the next step, exit code 2, nothing written",
   const good = path("good", bzImage(elf));
   const cases: [string, string[], string][] = [
     ["nothing", ["run"], "nothing to run"],
-    ["unknown option", ["run", "--kernel", good, "--frobnicate"], "Unknown option"],
+    ["unknown option", ["run", "--kernel", good, "--frobnicate"], "see hvi run --help"],
     ["unknown command", ["walk"], "no command 'walk'"],
     ["missing file", ["run", "--kernel", join(folder, "none")], "no such file"],
     ["folder", ["run", "--kernel", folder], "is a directory"],
@@ -90,6 +90,13 @@ describe("bad input: one line with the next step, exit code 2, nothing written",
       expect(code).toBe(2);
       expect(readdirSync(folder).sort()).toEqual(before);
     });
+});
+
+test("--version says what the command version says", async () => {
+  const [option, command] = [await hvi("--version"), await hvi("version")];
+  expect(option).toEqual(command);
+  expect(option.code).toBe(0);
+  expect(option.out).toContain(`Bun ${Bun.version}`);
 });
 
 test("help names the exit codes and gives examples", async () => {
