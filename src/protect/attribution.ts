@@ -55,8 +55,8 @@ const RETPOLINE = /^__x86_indirect_/;
  * Tells the kernel's own patching from a write made by somebody else. Not by the address of the
  * instruction alone: a module can call text_poke, or memcpy, and be the author of the write all the
  * same. So the stack is unwound: the copy routine, then the patching functions, and whoever called
- * those must be one of the kernel's patchers, each by a call that stands in its code. And the write itself must be as text_poke makes it:
- * through its private mapping in the lower half, with write protection on (__text_poke of
+ * those must be one of the kernel's patchers, each by a call that stands in its code. And the write
+ * itself must be as text_poke makes it: through its private mapping in the lower half, with write protection on (__text_poke of
  * arch/x86/kernel/alternative.c), which a memcpy on a forged stack is not.
  */
 export class Attribution {
@@ -70,6 +70,11 @@ export class Attribution {
     this.#guest = guest;
   }
 
+  /** Whether stacks can be unwound; without, who asks text_poke for a patch is not known. */
+  get tellsCallers(): boolean {
+    return !this.#guest.missing.has("unwind");
+  }
+
   /** Whether this is the kernel's own text patching, asked for by the kernel itself. */
   isKernelPatching(vcpu: Vcpu): boolean {
     if (vcpu.cpl === 3 || (vcpu.cr0 & CR0_WP) === 0) return false;
@@ -77,6 +82,8 @@ export class Attribution {
     // Most accesses that are not patching show it at once, without a look at the stack.
     const first = this.#role(vcpu.rip);
     if (first !== "copy" && first !== "patch") return false;
+    // A kernel that is denied its own patches dies: without a stack, text_poke's mapping must do.
+    if (!this.tellsCallers) return true;
     this.#below = first;
     this.#patching = first === "patch";
     this.#asked = false;
