@@ -48,7 +48,7 @@ export function registerBytes(vcpu: Vcpu, info: RegisterInfo, out: Uint8Array): 
 }
 
 /** Names of the general registers in the order of HVI_RAX... */
-export const GPR_NAMES: readonly string[] = [
+export const GPR_NAMES = [
   "rax",
   "rcx",
   "rdx",
@@ -65,7 +65,7 @@ export const GPR_NAMES: readonly string[] = [
   "r13",
   "r14",
   "r15",
-];
+] as const;
 
 /** Bits of RFLAGS (SDM vol. 1, 3.4.3). */
 export const RFLAGS_CF = 1 << 0;
