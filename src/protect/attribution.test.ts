@@ -36,8 +36,14 @@ function call(caller: string, callee: number, offset = 0x40): number {
 }
 
 /** Whether a store is taken for the kernel's patching, with these return addresses on the stack. */
-function allowed(rip: number, stack: readonly number[], change: Partial<Vcpu> = {}): boolean {
+function allowed(
+  rip: number,
+  stack: readonly number[],
+  change: Partial<Vcpu> = {},
+  missing = new Map<string, string>(),
+): boolean {
   const guest = {
+    missing,
     inKernelText: (gva: number) => gva >= TEXT && gva < TEXT + NAMES.length * APART,
     symbolName: (gva: number) => NAMES[Math.floor((gva - TEXT) / APART)],
     walkStack: (_cpu: unknown, visit: (address: number) => boolean) => stack.every(visit),
@@ -100,6 +106,13 @@ describe("the kernel's own patching", () => {
     ["through a kernel address", { exitGva: TEXT }],
   ])("is not a write %s", (_what, change) => {
     expect(allowed(at("memcpy", 8), honest, change)).toBe(false);
+  });
+
+  test("is told without its stack on a kernel that has no tables to unwind it", () => {
+    const missing = new Map([["unwind", "no ORC tables"]]);
+    expect(allowed(at("memcpy", 8), [], {}, missing)).toBe(true);
+    expect(allowed(at("memcpy", 8), [], { exitGva: TEXT }, missing)).toBe(false);
+    expect(allowed(MODULE, [], {}, missing)).toBe(false);
   });
 
   test("is not what a module, or other kernel code, asks for", () => {

@@ -56,8 +56,8 @@ const RETPOLINE = /^__x86_indirect_/;
  * instruction alone: a module can call text_poke, or memcpy, and be the author of the write all the
  * same. So the stack is unwound: the copy routine, then the patching functions, and whoever called
  * those must be one of the kernel's patchers, each by a call that stands in its code. And the write
- * itself must be as text_poke makes it: through its private mapping in the lower half, with write protection on (__text_poke of
- * arch/x86/kernel/alternative.c), which a memcpy on a forged stack is not.
+ * itself must be as text_poke makes it: through its private mapping in the lower half, with write
+ * protection on (__text_poke of arch/x86/kernel/alternative.c), which a memcpy on a forged stack is not.
  */
 export class Attribution {
   readonly #guest: LinuxGuest;
