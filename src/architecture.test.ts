@@ -12,8 +12,9 @@ const SRC = import.meta.dir;
 /** Part of src -> the parts it may import from. A part is a folder, or a file beside them. */
 const ARROWS: Record<string, readonly string[]> = {
   "errors.ts": [],
+  "printable.ts": [],
   "version.ts": [],
-  alerts: [],
+  alerts: ["printable.ts"],
   bridge: [],
   memory: ["bridge"],
   x86: ["memory", "bridge"],
@@ -25,9 +26,9 @@ const ARROWS: Record<string, readonly string[]> = {
   control: ["errors.ts", "version.ts"],
   cli: [
     ...["engine.ts", "machine", "control", "alerts", "protect", "guest"],
-    ...["x86", "memory", "bridge", "errors.ts", "version.ts"],
+    ...["x86", "memory", "bridge", "errors.ts", "printable.ts", "version.ts"],
   ],
-  "main.ts": ["cli", "bridge", "errors.ts", "version.ts"],
+  "main.ts": ["cli", "bridge", "errors.ts"],
   "executable.ts": ["bridge", "main.ts"],
 };
 

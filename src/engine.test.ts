@@ -88,7 +88,8 @@ describe("activation", () => {
   test("is immediate on a running kernel: text and constants lose W and nothing else changes", () => {
     const { engine, vcpu, backend, types, imageGfn } = setup(RUNNING);
     engine.attach(vcpu);
-    expect(types()).toEqual(["guest-identified", "protection-active"]);
+    // The made-up kernel has no ORC tables.
+    expect(types()).toEqual(["guest-identified", "protection-limited", "protection-active"]);
     const restricted = backend.restricted(0);
     for (let page = 0; page < 0x90; page++)
       expect(restricted.get(imageGfn + page)).toBe(HVI_R | HVI_X);
@@ -112,7 +113,8 @@ describe("activation", () => {
     memory.write32(gpa, RUNNING);
     engine.poll(vcpu);
     expect(engine.stage).toBe("active");
-    expect(types()).toEqual(["guest-identified", "protection-active"]);
+    // The made-up kernel has no ORC tables.
+    expect(types()).toEqual(["guest-identified", "protection-limited", "protection-active"]);
     expect(backend.restricted(0).has(imageGfn + DATA_PAGE_OF_STATE)).toBe(false);
   });
 

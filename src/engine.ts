@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+import type { GuestEvent } from "./alerts/alert.ts";
 import type { AlertQueue } from "./alerts/queue.ts";
 import {
   HVI_ACCESS_GVA,
@@ -241,6 +242,14 @@ export class Engine {
       written: this.#written,
       vcpu,
     };
+    if (!context.attribution.tellsCallers) {
+      const why = guest.missing.get("unwind");
+      this.#event(
+        vcpu,
+        "protection-limited",
+        `stacks cannot be unwound (${why}): a module that calls text_poke is not told from the kernel`,
+      );
+    }
     for (const protection of this.#protections) {
       try {
         const active = protection.activate(context);
@@ -263,7 +272,7 @@ export class Engine {
 
   #event(
     vcpu: Vcpu,
-    type: "guest-identified" | "guest-unknown" | "protection-active" | "protection-failed",
+    type: Exclude<GuestEvent["type"], "guest-died">,
     message: string,
     details?: Record<string, string | number>,
     protection?: string,

@@ -6,9 +6,8 @@ import { registerDoctor } from "./cli/doctor.ts";
 import { registerInspect } from "./cli/inspect.ts";
 import { complain, EXIT_BAD_INPUT, EXIT_FAILURE, EXIT_OK, log } from "./cli/output.ts";
 import { registerRun } from "./cli/run.ts";
-import { registerVersion } from "./cli/version.ts";
+import { printVersion, registerVersion } from "./cli/version.ts";
 import { InputError, OutputError } from "./errors.ts";
-import { VERSION } from "./version.ts";
 
 /** One line a command; each registers itself with its options, help and action. */
 const COMMANDS = [registerRun, registerInspect, registerDoctor, registerVersion];
@@ -18,12 +17,14 @@ async function main(argv: string[]): Promise<number> {
   const cli = cac("hvi");
   for (const register of COMMANDS) register(cli);
   cli.help();
-  cli.version(VERSION);
+  // cac's own --version calls Bun's version something else.
+  cli.option("-v, --version", "Display version number");
   try {
     cli.parse(argv, { run: false });
-    if (cli.options.help || cli.options.version) return EXIT_OK;
+    if (cli.options.help) return EXIT_OK;
     if (cli.matchedCommand === undefined) {
       const name = cli.args[0];
+      if (cli.options.version) return printVersion();
       if (name === undefined) {
         cli.outputHelp();
         return EXIT_BAD_INPUT;
@@ -32,11 +33,11 @@ async function main(argv: string[]): Promise<number> {
     }
     return (await cli.runMatchedCommand()) ?? EXIT_OK;
   } catch (error) {
-    return failure(error);
+    return failure(error, cli.matchedCommandName);
   }
 }
 
-function failure(error: unknown): number {
+function failure(error: unknown, command: string | undefined): number {
   if (error instanceof InputError) {
     complain(error.message, error.hint);
     return EXIT_BAD_INPUT;
@@ -55,7 +56,7 @@ function failure(error: unknown): number {
   }
   // cac reports what is wrong with the arguments by this error.
   if (error instanceof Error && error.name === "CACError") {
-    complain(error.message, "see hvi --help");
+    complain(error.message, `see hvi ${command === undefined ? "" : `${command} `}--help`);
     return EXIT_BAD_INPUT;
   }
   log.error(error);

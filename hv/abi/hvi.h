@@ -303,7 +303,10 @@ enum hvi_exit_reason {
 	HVI_EXIT_REASONS
 };
 
-/* hvi_exit.access */
+/*
+ * hvi_exit.access. A read-modify-write is a WRITE; whether READ stands beside
+ * it is up to the CPU (SDM 28.2.1, table 28-7). hv/soft says both.
+ */
 #define HVI_ACCESS_READ		HVI_R
 #define HVI_ACCESS_WRITE	HVI_W
 #define HVI_ACCESS_EXEC		HVI_X

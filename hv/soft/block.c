@@ -503,7 +503,6 @@ static u32 fetch_room(const struct cpu *c, u64 la)
 static void insn_mode(const struct cpu *c, struct insn *in)
 {
 	in->code_bits = c->code_bits;
-	in->stack_size = c->stack_size;
 	in->flat = c->more->mode & KEY_FLAT;
 	in->flags_dead = false;
 }

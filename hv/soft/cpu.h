@@ -257,7 +257,6 @@ struct insn {
 	ZydisDecodedOperand op[ZYDIS_MAX_OPERAND_COUNT];
 	u16 off;		/* from the block's start */
 	u8 code_bits;		/* 16, 32, 64 */
-	u8 stack_size;
 	bool flat;		/* ES, CS, SS, DS have base 0 and no limit to check */
 	bool flags_dead;	/* nobody reads the status flags that this one writes */
 };

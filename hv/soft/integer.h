@@ -197,8 +197,6 @@ typedef u64 __attribute__((aligned(1))) u64_mem;
 				     enum ea_kind k, op_fn slow)
 #define MEM3(name)	name##_b, name##_x, name##_s
 
-struct mem_fns { op_fn fn[3]; };
-
 static inline op_fn mem_fn(const op_fn fn[3], const struct op *o)
 {
 	if (o->flags & OP_SLOW_EA)

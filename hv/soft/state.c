@@ -7,8 +7,6 @@
 #include "native.h"
 
 #define CR0_PE	(1ull << 0)
-#define CR0_NE	(1ull << 5)
-#define CR0_WP	(1ull << 16)
 #define CR0_PG	(1ull << 31)
 #define CR0_ALL	0xe005003full
 #define CR4_PAE	(1ull << 5)
@@ -96,7 +94,6 @@ static bool canonical(u64 a, bool la57)
 #define F_RFLAGS 0x6820
 #define F_EFER	0x2806
 #define F_CS	0x4816
-#define F_SS	0x4818
 #define F_TR	0x4822
 #define F_PDPTE	0x280a
 #define F_BASE	0x6806

@@ -105,6 +105,7 @@ export interface GuestEvent extends Header {
     | "guest-unknown"
     | "protection-active"
     | "protection-failed"
+    | "protection-limited"
     | "guest-died";
   /** The protection, for `protection-*`. */
   protection?: string;

@@ -191,6 +191,14 @@ test("the JSON-lines file holds every alert, one a line, readable by its owner o
   }
 });
 
+test("names that a guest made up cannot steer the terminal or forge a line", () => {
+  const { queue, seen } = collect();
+  const draft = violation({});
+  queue.push({ ...draft, process: { pid: 7, tgid: 7, comm: "a\x1b[2J\nhvi: \x9b" } });
+  queue.drain();
+  expect(formatAlert(seen[0] as Alert)).toEndWith("in a\\x1b[2J\\x0ahvi: \\x9b[7]");
+});
+
 test("the terminal line says verdict, victim, bytes, originator and process", () => {
   const { queue, seen } = collect();
   queue.push(violation({ size: 2 }));

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+import { printable } from "../printable.ts";
 import type { Alert, AlertSink, Originator, Violation } from "./alert.ts";
 
 /** Violations shown in one second; a person reads no more, and a terminal takes its time. */
@@ -42,10 +43,10 @@ export class TerminalSink implements AlertSink {
 
 /** The line for one alert, without a newline. */
 export function formatAlert(alert: Alert, colour = false): string {
-  if (alert.kind === "event") return paint(colour, 36, `hvi: ${alert.message}`);
+  if (alert.kind === "event") return paint(colour, 36, `hvi: ${printable(alert.message)}`);
   const verdict =
     alert.action === "denied" ? paint(colour, 31, "DENIED") : paint(colour, 33, "ALLOWED");
-  return `${verdict} ${describe(alert)}`;
+  return `${verdict} ${printable(describe(alert))}`;
 }
 
 function describe(v: Violation): string {

@@ -148,7 +148,7 @@ test.skipIf(hasDevice())("no device: the error names it and the next step", () =
   } catch (e) {
     expect(e).toBeInstanceOf(BackendError);
     expect((e as BackendError).message).toBe("/dev/hvi does not exist");
-    expect((e as BackendError).hint).toContain("insmod hvi.ko");
+    expect((e as BackendError).hint).toContain("--backend soft");
   }
 });
 

@@ -127,14 +127,16 @@ export function openSoft(): Backend {
   };
 }
 
+const NO_MODULE = "load the module: sudo insmod hvi.ko; or use --backend soft";
+
 /** What to do about a device that cannot be opened, by errno. */
 const DEVICE_HINTS: Readonly<Record<number, [string, string]>> = {
   1: ["needs root", "run it as root: sudo hvi …"],
-  2: ["does not exist", "load the module: sudo insmod hvi.ko; or use --backend soft"],
-  6: ["has no driver behind it", "load the module: sudo insmod hvi.ko; or use --backend soft"],
+  2: ["does not exist", NO_MODULE],
+  6: ["has no driver behind it", NO_MODULE],
   13: ["needs root", "run it as root: sudo hvi …"],
   16: ["is in use", "stop the other user of VT-x (KVM, VirtualBox), or use --backend soft"],
-  19: ["has no driver behind it", "load the module: sudo insmod hvi.ko; or use --backend soft"],
+  19: ["has no driver behind it", NO_MODULE],
   95: [
     "says that this CPU has no usable VT-x",
     "switch VT-x on in the firmware, or use --backend soft",

@@ -29,16 +29,6 @@ export function readInput(path: string, option: string): Uint8Array {
   }
 }
 
-/** Opens an existing file for reading. */
-export function openInput(path: string, option: string): number {
-  try {
-    if (statSync(path).isDirectory()) throw Object.assign(new Error(), { code: "EISDIR" });
-    return openSync(path, "r");
-  } catch (error) {
-    throw new InputError(`--${option} ${path}: ${reason(error)}`, "check the path");
-  }
-}
-
 /** Opens a file for output, emptying it. */
 export function openOutput(path: string, option: string): number {
   try {

@@ -7,6 +7,7 @@ import type { LinuxGuest } from "../guest/linux/kernel.ts";
 import type { Machine } from "../machine/machine.ts";
 import { openSnapshot } from "../machine/snapshot/index.ts";
 import { PhysicalMemory, parseGpa } from "../memory/index.ts";
+import { printable } from "../printable.ts";
 import { parseCount } from "./args.ts";
 import { type SpaceOptions, Subject } from "./inspect/subject.ts";
 import { VERBS } from "./inspect/views.ts";
@@ -109,7 +110,7 @@ function parse(what: string | undefined, args: string[], flags: InspectFlags): L
 
 function show(subject: Subject, look: Look): string {
   const view = VERBS[look.what].show(subject, look.args, { physical: look.physical });
-  return look.json ? JSON.stringify(view.json, undefined, 2) : view.lines.join("\n");
+  return look.json ? JSON.stringify(view.json, undefined, 2) : view.lines.map(printable).join("\n");
 }
 
 async function inspect(words: string[], flags: InspectFlags): Promise<number> {

@@ -34,7 +34,7 @@ describe("bad input: one line with the next step, exit code 2, nothing written",
   const good = path("good", bzImage(elf));
   const cases: [string, string[], string][] = [
     ["nothing", ["run"], "nothing to run"],
-    ["unknown option", ["run", "--kernel", good, "--frobnicate"], "Unknown option"],
+    ["unknown option", ["run", "--kernel", good, "--frobnicate"], "see hvi run --help"],
     ["unknown command", ["walk"], "no command 'walk'"],
     ["missing file", ["run", "--kernel", join(folder, "none")], "no such file"],
     ["folder", ["run", "--kernel", folder], "is a directory"],
@@ -90,6 +90,13 @@ describe("bad input: one line with the next step, exit code 2, nothing written",
       expect(code).toBe(2);
       expect(readdirSync(folder).sort()).toEqual(before);
     });
+});
+
+test("--version says what the command version says", async () => {
+  const [option, command] = [await hvi("--version"), await hvi("version")];
+  expect(option).toEqual(command);
+  expect(option.code).toBe(0);
+  expect(option.out).toContain(`Bun ${Bun.version}`);
 });
 
 test("help names the exit codes and gives examples", async () => {
@@ -163,6 +170,28 @@ describe.skipIf(!hasBackend)("a guest's end", () => {
     const loop = path("loop.elf", multiboot(Uint8Array.of(0xeb, 0xfe)));
     expect((await hvi("run", "--kernel", loop, "--timeout", "0.3")).code).toBe(124);
   });
+
+  test("hvi inspect --live looks into a guest that runs", async () => {
+    const loop = path("live.elf", multiboot(Uint8Array.of(0xeb, 0xfe)));
+    const main = join(import.meta.dir, "../main.ts");
+    const guest = Bun.spawn([process.execPath, main, "run", "--kernel", loop, "--timeout", "60"], {
+      stdio: ["ignore", "ignore", "ignore"],
+    });
+    try {
+      const look = () => hvi("inspect", "--live", "--machine", String(guest.pid), "disasm");
+      let seen = await look();
+      for (let tries = 0; seen.code !== 0 && tries < 50; tries++) seen = await look();
+      expect(seen.out).toContain("jmp");
+      const unknown = await hvi("inspect", "--live", "--machine", String(guest.pid), "ps");
+      expect(unknown.code).toBe(2);
+      expect(unknown.err).toContain("->");
+    } finally {
+      guest.kill();
+      await guest.exited;
+    }
+    const gone = await hvi("inspect", "--live", "--machine", String(guest.pid), "regs");
+    expect([gone.code, gone.err]).toEqual([2, expect.stringContaining("no hvi runs as process")]);
+  }, 60_000);
 
   test("a snapshot goes on where it was taken; damage and other versions are found", async () => {
     // print 'A', '\n', then 'B', '\n', then exit with 3

@@ -54,6 +54,17 @@ function make(code: number[], memory: number) {
 const hasDecoder = existsSync(join(import.meta.dir, "../../build/zydis.wasm"));
 
 describe.skipIf(!hasDecoder)("instructions on device memory", () => {
+  test("the same bytes mean something else when the code segment's size changes", () => {
+    const { vcpu, done } = make([0x8b, 0x03], 0x89abcdef);
+    expect(done()).toBeUndefined();
+    expect(vcpu.gprLo(HVI_RAX)).toBe(0x89abcdef);
+    vcpu.setGpr(HVI_RAX, 0x11223344, 0);
+    vcpu.setSeg(HVI_CS, 8, 0, 0xffff, 0x009b);
+    vcpu.rip = AT;
+    expect(done()).toBeUndefined();
+    expect(vcpu.gprLo(HVI_RAX)).toBe(0x1122cdef);
+  });
+
   test("loads: MOV, MOVZX, MOVSX, a high byte register", () => {
     for (const [code, register, before, after] of [
       [[0x8b, 0x03], HVI_RAX, 0, 0x89abcdef],

@@ -19,6 +19,8 @@ import {
 import {
   RFLAGS_AF as AF,
   RFLAGS_CF as CF,
+  type CodeMode,
+  codeMode,
   RFLAGS_DF as DF,
   decode,
   type Instruction,
@@ -68,9 +70,6 @@ const ALU_NAMES: Record<string, Alu> = {
 };
 
 const STATUS = CF | PF | AF | ZF | SF | OF;
-const EFER_LMA = 0x400;
-const ACCESS_L = 0x2000;
-const ACCESS_DB = 0x4000;
 const CACHE_ROWS = 256;
 
 /** What an instruction does to device memory, taken apart once. */
@@ -94,6 +93,7 @@ interface Plan {
   /** The bytes it was decoded from; another code at the same address makes it void. */
   words: [number, number, number, number];
   rip: number;
+  mode: CodeMode;
 }
 
 export class MmioEmulator {
@@ -133,13 +133,12 @@ export class MmioEmulator {
     const row = (rip >>> 0) % CACHE_ROWS;
     const cached = this.#cache[row];
     const view = this.#codeWords;
-    if (cached !== undefined && cached.rip === rip) {
+    const mode = codeMode(vcpu);
+    if (cached !== undefined && cached.rip === rip && cached.mode === mode) {
       const w = cached.words;
       if (w[0] === view[0] && w[1] === view[1] && w[2] === view[2] && w[3] === view[3])
         return cached;
     }
-    const wide = (vcpu.efer & EFER_LMA) !== 0 && (vcpu.segAccess(HVI_CS) & ACCESS_L) !== 0;
-    const mode = wide ? 64 : (vcpu.segAccess(HVI_CS) & ACCESS_DB) !== 0 ? 32 : 16;
     const instruction = decode(this.#code.subarray(0, words), 0, mode);
     if (instruction === undefined) return "an invalid instruction";
     const plan = makePlan(instruction);
@@ -166,8 +165,7 @@ export class MmioEmulator {
       );
       this.#memory = memory;
     }
-    const wide = (vcpu.efer & EFER_LMA) !== 0 && (vcpu.segAccess(HVI_CS) & ACCESS_L) !== 0;
-    const at = wide ? rip : rip + vcpu.segBase(HVI_CS);
+    const at = codeMode(vcpu) === 64 ? rip : rip + vcpu.segBase(HVI_CS);
     const code = this.#code;
     this.#codeWords.fill(0);
     let done = 0;
@@ -347,6 +345,7 @@ function makePlan(instruction: Instruction): Plan | undefined {
     addressSize: instruction.addressWidth >> 3,
     words: [0, 0, 0, 0],
     rip: 0,
+    mode: instruction.mode,
   };
   const first: Operand | undefined = operands[0];
   const second: Operand | undefined = operands[1];

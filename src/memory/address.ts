@@ -6,41 +6,23 @@
  * 48-bit canonical virtual address is kept as a signed number: kernel
  * addresses are negative (0xffffffff81000000 is -0x7f000000). The 57-bit
  * addresses of 5-level paging do not fit 53 bits in general; code that must
- * take them works on two 32-bit halves (`gvaLo`, `gvaHi` undo the common case).
+ * take them works on two 32-bit halves.
  */
 declare const gpaBrand: unique symbol;
 declare const gvaBrand: unique symbol;
-declare const gfnBrand: unique symbol;
 
 /** Guest physical address in bytes. */
 export type Gpa = number & { readonly [gpaBrand]: true };
 /** Guest virtual (linear) address, signed canonical. */
 export type Gva = number & { readonly [gvaBrand]: true };
-/** Guest frame number: GPA / 4096. */
-export type Gfn = number & { readonly [gfnBrand]: true };
 
 export const PAGE_SIZE = 4096;
-export const PAGE_SHIFT = 12;
 const TWO32 = 4294967296;
 
-export function asGpa(n: number): Gpa {
-  return n as Gpa;
-}
 export function asGva(n: number): Gva {
   return n as Gva;
 }
-export function asGfn(n: number): Gfn {
-  return n as Gfn;
-}
 
-/** Low 32 bits of an address, unsigned. */
-export function gvaLo(gva: number): number {
-  return gva >>> 0;
-}
-/** High 32 bits of an address, as a signed 32-bit integer. */
-export function gvaHi(gva: number): number {
-  return Math.floor(gva / TWO32) | 0;
-}
 /** The signed address of two 32-bit halves; exact for 48-bit canonical addresses. */
 export function gvaFromHalves(lo: number, hi: number): Gva {
   return ((hi | 0) * TWO32 + (lo >>> 0)) as Gva;
@@ -50,33 +32,18 @@ export function gpaFromHalves(lo: number, hi: number): Gpa {
   return ((hi >>> 0) * TWO32 + (lo >>> 0)) as Gpa;
 }
 
+/** The page that an address lies in, as the address of its first byte. */
 export function pageOf(address: number): number {
   return Math.floor(address / PAGE_SIZE) * PAGE_SIZE;
 }
-/** Byte in the page; also right for negative (kernel) addresses. */
-export function pageOffset(address: number): number {
-  return address & (PAGE_SIZE - 1);
-}
-export function gfnOf(gpa: number): Gfn {
-  return Math.floor(gpa / PAGE_SIZE) as Gfn;
-}
-export function gpaOfGfn(gfn: number): Gpa {
-  return (gfn * PAGE_SIZE) as Gpa;
-}
-/** How many pages [address, address + length) touches; 0 for length 0. */
-export function pageSpan(address: number, length: number): number {
-  if (length <= 0) return 0;
-  return Math.floor((address + length - 1) / PAGE_SIZE) - Math.floor(address / PAGE_SIZE) + 1;
+/** The first page boundary from an address on. */
+export function pageEnd(address: number): number {
+  return Math.ceil(address / PAGE_SIZE) * PAGE_SIZE;
 }
 
 /** True when bits 63..47 are all the same (SDM vol. 1, 3.3.7.1). */
 export function isCanonical48(gva: number): boolean {
   return gva >= -0x800000000000 && gva < 0x800000000000;
-}
-/** The same for 57-bit addresses, on the high half (bits 63..32). */
-export function isCanonical57(hi: number): boolean {
-  const top = (hi | 0) >> 24;
-  return top === 0 || top === -1;
 }
 /** A canonical address of the upper half: the kernel's on Linux and Windows. */
 export function isKernelGva(gva: number): boolean {

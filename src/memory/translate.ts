@@ -13,7 +13,6 @@ export type PagingMode = "none" | "32" | "pae" | "4level" | "5level";
 export const PTE_P = 1 << 0;
 export const PTE_RW = 1 << 1;
 export const PTE_US = 1 << 2;
-export const PTE_A = 1 << 5;
 export const PTE_D = 1 << 6;
 export const PTE_PS = 1 << 7;
 export const PTE_G = 1 << 8;

@@ -46,22 +46,33 @@ const CR0_WP = 1 << 16;
 
 /** What a piece of code is to text patching. */
 type Role = "copy" | "patch" | "patcher" | "other";
+/** What a call goes to. */
+type Callee = Role | "pointer";
+/** What calls through a register go to, with mitigations on (arch/x86/lib/retpoline.S). */
+const RETPOLINE = /^__x86_indirect_/;
 
 /**
  * Tells the kernel's own patching from a write made by somebody else. Not by the address of the
  * instruction alone: a module can call text_poke, or memcpy, and be the author of the write all the
  * same. So the stack is unwound: the copy routine, then the patching functions, and whoever called
- * those must be one of the kernel's patchers. And the write itself must be as text_poke makes it:
- * through its private mapping in the lower half, with write protection on (__text_poke of
- * arch/x86/kernel/alternative.c), which a memcpy on a forged stack is not.
+ * those must be one of the kernel's patchers, each by a call that stands in its code. And the write
+ * itself must be as text_poke makes it: through its private mapping in the lower half, with write
+ * protection on (__text_poke of arch/x86/kernel/alternative.c), which a memcpy on a forged stack is not.
  */
 export class Attribution {
   readonly #guest: LinuxGuest;
   /** Roles of addresses in kernel text, which does not change: patching asks for the same few again. */
   readonly #roles = new Map<number, Role>();
+  /** What is called before a return address in kernel text. */
+  readonly #calls = new Map<number, Callee>();
 
   constructor(guest: LinuxGuest) {
     this.#guest = guest;
+  }
+
+  /** Whether stacks can be unwound; without, who asks text_poke for a patch is not known. */
+  get tellsCallers(): boolean {
+    return !this.#guest.missing.has("unwind");
   }
 
   /** Whether this is the kernel's own text patching, asked for by the kernel itself. */
@@ -71,11 +82,69 @@ export class Attribution {
     // Most accesses that are not patching show it at once, without a look at the stack.
     const first = this.#role(vcpu.rip);
     if (first !== "copy" && first !== "patch") return false;
-    const frames = [vcpu.rip, ...this.#guest.unwind(vcpu, MAX_PATCH_FRAMES)];
-    const author = this.#author(frames);
-    const patching = frames.slice(0, author).some((at) => this.#role(at) === "patch");
-    const responsible = frames[author];
-    return patching && responsible !== undefined && this.#role(responsible) === "patcher";
+    // A kernel that is denied its own patches dies: without a stack, text_poke's mapping must do.
+    if (!this.tellsCallers) return true;
+    this.#below = first;
+    this.#patching = first === "patch";
+    this.#asked = false;
+    this.#frames = 0;
+    this.#guest.walkStack(vcpu, this.#climb);
+    return this.#patching && this.#asked;
+  }
+
+  // Where `#climb` is on its way from the store to whoever asked for the patch.
+  #below: Role = "other";
+  #patching = false;
+  #asked = false;
+  #frames = 0;
+
+  /** One frame further out; whether to go on. */
+  readonly #climb = (back: number): boolean => {
+    const role = this.#role(back);
+    // A return address that no call of the frame below left there was put there.
+    if (role === "other" || !this.#called(back, role)) return false;
+    if (role === "patcher") {
+      this.#asked = true;
+      return false;
+    }
+    if (role === "patch") this.#patching = true;
+    this.#below = role;
+    return ++this.#frames < MAX_PATCH_FRAMES;
+  };
+
+  /** Whether the code before `back`, a return address in `role`, calls what runs in the frame below. */
+  #called(back: number, role: Role): boolean {
+    const callee = this.#callee(back);
+    // Only text_poke calls its copy routine through a pointer; patchers call it by name.
+    if (callee === "pointer") return role === "patch";
+    // What was called may have ended in a jump to what runs now, and is in no frame then.
+    if (callee === "patch") return true;
+    return callee === this.#below || (role === "patcher" && callee === "patcher");
+  }
+
+  /** What the CALL instruction that ends at `back` calls (SDM 2A, CALL). */
+  #callee(back: number): Callee {
+    const known = this.#calls.get(back);
+    if (known !== undefined) return known;
+    const callee = this.#decodeCall(back);
+    if (this.#calls.size >= MAX_KNOWN) this.#calls.clear();
+    this.#calls.set(back, callee);
+    return callee;
+  }
+
+  #decodeCall(back: number): Callee {
+    const { vm } = this.#guest;
+    // CALL rel32
+    if (vm.read8(back - 5) === 0xe8) {
+      const relative = vm.read32(back - 4);
+      const target = back + (relative | 0);
+      if (relative >= 0 && this.#role(target) !== "other") return this.#role(target);
+      if (relative >= 0 && RETPOLINE.test(this.#guest.symbolName(target) ?? "")) return "pointer";
+    }
+    // CALL r64
+    return vm.read8(back - 2) === 0xff && (vm.read8(back - 1) & 0xf8) === 0xd0
+      ? "pointer"
+      : "other";
   }
 
   /** Who makes the access. */

@@ -207,16 +207,6 @@ export class WriteProtection implements ActiveProtection {
   }
 }
 
-/** The page that an address lies in. */
-export function floorPage(gva: number): number {
-  return Math.floor(gva / PAGE) * PAGE;
-}
-
-/** The first page boundary from an address on. */
-export function ceilPage(gva: number): number {
-  return Math.ceil(gva / PAGE) * PAGE;
-}
-
 function hex(bytes: Uint8Array, length: number): string {
   return Buffer.from(bytes.buffer, bytes.byteOffset, length).toString("hex");
 }

@@ -48,7 +48,7 @@ export function registerBytes(vcpu: Vcpu, info: RegisterInfo, out: Uint8Array): 
 }
 
 /** Names of the general registers in the order of HVI_RAX... */
-export const GPR_NAMES: readonly string[] = [
+export const GPR_NAMES = [
   "rax",
   "rcx",
   "rdx",
@@ -65,7 +65,7 @@ export const GPR_NAMES: readonly string[] = [
   "r13",
   "r14",
   "r15",
-];
+] as const;
 
 /** Bits of RFLAGS (SDM vol. 1, 3.4.3). */
 export const RFLAGS_CF = 1 << 0;
@@ -77,5 +77,4 @@ export const RFLAGS_TF = 1 << 8;
 export const RFLAGS_IF = 1 << 9;
 export const RFLAGS_DF = 1 << 10;
 export const RFLAGS_OF = 1 << 11;
-export const RFLAGS_AC = 1 << 18;
 export const RFLAGS_VM = 1 << 17;

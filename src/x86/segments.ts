@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /** Mode, ring, segments and descriptor tables of a vCPU (the engine's rows C1 to C3). */
-import { HVI_CS, HVI_FS, HVI_GS, HVI_SEG_UNUSABLE } from "../bridge/abi.ts";
+import { HVI_CS, HVI_FS, HVI_GS } from "../bridge/abi.ts";
 import type { Vcpu } from "../bridge/vcpu.ts";
 import type { PhysicalMemory } from "../memory/physical.ts";
 import {
@@ -17,15 +17,10 @@ const TWO32 = 4294967296;
 const EFER_LMA = 1 << 10;
 const CR0_PE = 1 << 0;
 
-/** Access rights in VMX format (SDM vol. 3, 24.4.1). */
-export const ACCESS_TYPE = 0xf;
-export const ACCESS_S = 1 << 4;
-export const ACCESS_DPL_SHIFT = 5;
-export const ACCESS_P = 1 << 7;
-/** Code segment of 64-bit code. */
-export const ACCESS_L = 1 << 13;
+/** Access rights in VMX format (SDM vol. 3, 24.4.1): code segment of 64-bit code. */
+const ACCESS_L = 1 << 13;
 /** Default operand size 32 bits. */
-export const ACCESS_DB = 1 << 14;
+const ACCESS_DB = 1 << 14;
 
 /** What the CPU runs in. */
 export type CpuMode = "real" | "vm86" | "protected" | "compatibility" | "long";
@@ -40,9 +35,8 @@ export function cpuMode(vcpu: Vcpu): CpuMode {
 
 /** Bits of the code at RIP: how to decode it. */
 export function codeMode(vcpu: Vcpu): CodeMode {
-  const mode = cpuMode(vcpu);
-  if (mode === "long") return 64;
-  if (mode === "real" || mode === "vm86") return 16;
+  if (cpuMode(vcpu) === "long") return 64;
+  // In real mode too: the D bit stays when PE is cleared, until CS is loaded (SDM 9.9.2).
   return (vcpu.segAccess(HVI_CS) & ACCESS_DB) !== 0 ? 32 : 16;
 }
 
@@ -69,10 +63,6 @@ export function virtualMemoryOf(
   return new VirtualMemory(physical, root, pagingMode(vcpu), pagingFeatures(vcpu), pointer);
 }
 
-/** True when a segment register cannot be used for access. */
-export function segmentUnusable(vcpu: Vcpu, segment: number): boolean {
-  return (vcpu.segAccess(segment) & HVI_SEG_UNUSABLE) !== 0;
-}
 /** What a segment adds to an effective address: in 64-bit code only FS and GS count. */
 export function effectiveBase(vcpu: Vcpu, segment: number, mode: CodeMode): number {
   if (mode === 64 && segment !== HVI_FS && segment !== HVI_GS) return 0;

@@ -16,7 +16,14 @@ import {
   OPERAND_IMMEDIATE,
   VISIBLE_HIDDEN,
 } from "./instruction.ts";
-import { accessSize, branchTarget, linearAddress, memoryAccesses } from "./operand.ts";
+import {
+  accessSize,
+  branchTarget,
+  linearAddress,
+  memoryAccesses,
+  readOperand,
+  writtenOperand,
+} from "./operand.ts";
 import { GPR_NAMES, registerInfo, registerLo, registerNamed } from "./registers.ts";
 import {
   codeMode,
@@ -222,6 +229,16 @@ describe("addresses of operands", () => {
     const lea = insnOf("48 8d 03");
     expect(lea.operands.map(accessSize)).toContain(0);
     expect(list("90")).toEqual([]);
+  });
+  test("the operand written first and the one read first", () => {
+    const first = (text: string) => {
+      const insn = insnOf(text);
+      return [writtenOperand(insn)?.value, readOperand(insn)?.value];
+    };
+    expect(first("c7 43 08 00 00 00 00")).toEqual([8, undefined]);
+    expect(first("8b 43 10")).toEqual([undefined, 16]);
+    expect(first("01 43 18")).toEqual([24, 24]);
+    expect(first("8d 43 20")).toEqual([undefined, undefined]);
   });
   test("branch targets", () => {
     expect(branchTarget(insnOf("e8 fb 00 00 00"), KERNEL)).toBe(KERNEL + 0x100);

@@ -15,6 +15,11 @@ test("an unknown size is no difference, another size is", () => {
   expect(sameLine("IO len=1 size=2", "IO len=0 size=4")).toBe(false);
 });
 
+test("a write that does not tell that it reads is no difference, another access is", () => {
+  expect(sameLine("EPT access=rw rights=r-x", "EPT access=w rights=r-x")).toBe(true);
+  expect(sameLine("EPT access=r rights=--x", "EPT access=w rights=--x")).toBe(false);
+});
+
 test("a line, an end or a case that is missing is found", () => {
   expect(differences(one, one.replace("rax=0x0", "rax=0x1"))).toHaveLength(1);
   expect(differences(one, one.replace("DONE rax=0x0\n", ""))).toHaveLength(1);

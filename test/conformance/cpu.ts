@@ -2,26 +2,8 @@
 /** A vCPU's registers by name, as unsigned 64-bit BigInts: tests want exactness, not speed. */
 import * as abi from "../../src/bridge/abi.ts";
 import type { Vcpu } from "../../src/bridge/index.ts";
+import { GPR_NAMES } from "../../src/x86/registers.ts";
 import { GDT, IDT, type Mode, SEL, STACK, STACK_USER, TABLES, TSS } from "./layout.ts";
-
-const GPR_NAMES = [
-  "rax",
-  "rcx",
-  "rdx",
-  "rbx",
-  "rsp",
-  "rbp",
-  "rsi",
-  "rdi",
-  "r8",
-  "r9",
-  "r10",
-  "r11",
-  "r12",
-  "r13",
-  "r14",
-  "r15",
-] as const;
 
 const PLAIN = {
   rip: [abi.VCPU_RIP, abi.HVI_STATE_GPR],

@@ -7,7 +7,7 @@ import type { Btf, BtfFailure } from "./btf.ts";
 import type { KernelSymbol, SymbolTable } from "./kallsyms.ts";
 import { type GvaRange, type LinuxModule, type ModuleList, ModuleReader } from "./modules.ts";
 import { type Task, type TaskList, TaskReader } from "./tasks.ts";
-import { OrcUnwinder } from "./unwind.ts";
+import { OrcUnwinder, type UnwindState } from "./unwind.ts";
 import { workFunction } from "./workqueue.ts";
 
 /** Start of the kernel's text as linked (CONFIG_PHYSICAL_START 16 MiB, the default). */
@@ -243,7 +243,13 @@ export class LinuxGuest {
     const ip = this.vm.readPtr(sp + ret);
     // What a fork leaves is no return address yet, but where the child begins.
     if (this.#unwinder === undefined || !this.inKernelText(ip)) return [];
-    const state = { ip, sp: sp + ret + 8, bp: this.vm.readPtr(sp + bp), gpr: () => Number.NaN };
+    const state: UnwindState = {
+      ip,
+      sp: sp + ret + 8,
+      bp: this.vm.readPtr(sp + bp),
+      task: () => task.address,
+      gpr: () => Number.NaN,
+    };
     return [ip, ...this.#unwinder.unwind(state, max - 1)];
   }
 
@@ -253,9 +259,24 @@ export class LinuxGuest {
    */
   unwind(cpu: GuestCpu, max: number): number[] {
     if (cpu.cpl === 3 || this.#unwinder === undefined) return [];
-    return this.#unwinder.unwind(
-      { ip: cpu.rip, sp: cpu.gpr(HVI_RSP), bp: cpu.gpr(HVI_RBP), gpr: (i) => cpu.gpr(i) },
-      max,
-    );
+    return this.#unwinder.unwind(this.#unwindState(cpu), max);
+  }
+
+  /** The same one by one, as long as `visit` says so. */
+  walkStack(cpu: GuestCpu, visit: (address: number) => boolean): void {
+    if (cpu.cpl !== 3) this.#unwinder?.walk(this.#unwindState(cpu), visit);
+  }
+
+  #unwindState(cpu: GuestCpu): UnwindState {
+    return {
+      ip: cpu.rip,
+      sp: cpu.gpr(HVI_RSP),
+      bp: cpu.gpr(HVI_RBP),
+      task: () => {
+        const gs = kernelGs(cpu);
+        return gs === undefined ? undefined : this.#tasks?.currentAddress(gs);
+      },
+      gpr: (i) => cpu.gpr(i),
+    };
   }
 }

@@ -220,14 +220,20 @@ export class TaskReader {
     return { tasks, problem };
   }
 
+  /** Address of the task_struct that a CPU runs, by its kernel GS base; not looked at yet. */
+  currentAddress(gsBase: number): number | undefined {
+    if (this.currentSymbol === undefined) return undefined;
+    const address = this.vm.readPtr(wrap64(gsBase + this.currentSymbol));
+    return Number.isNaN(address) ? undefined : address;
+  }
+
   /**
    * The task that a CPU runs. `gsBase` is its kernel GS base (the per-CPU area);
    * undefined when that is no kernel address or what stands there is no task.
    */
   current(gsBase: number): Task | undefined {
-    if (this.currentSymbol === undefined) return undefined;
-    const address = this.vm.readPtr(wrap64(gsBase + this.currentSymbol));
-    return Number.isNaN(address) ? undefined : this.read(address);
+    const address = this.currentAddress(gsBase);
+    return address === undefined ? undefined : this.read(address);
   }
 }
 

@@ -14,6 +14,8 @@ import type { GvaRange, LinuxModule, ModuleReader } from "./modules.ts";
 const MAX_ORC_ENTRIES = 8_000_000;
 /** Stack that one trace may cover: thread, interrupt and exception stacks together. */
 const MAX_STACK = 256 * 1024;
+/** Frames of one trace, whatever the caller asks. */
+const MAX_FRAMES = 65_536;
 
 /** Where the previous SP or BP comes from (ORC_REG_* of asm/orc_types.h). */
 type Register =
@@ -88,11 +90,40 @@ interface OrcTable {
   count: number;
 }
 
+/**
+ * Where the function graph tracer keeps the return addresses that it replaced by that of
+ * return_to_handler (ftrace_graph_ret_addr of kernel/trace/fgraph.c).
+ */
+interface GraphTracer {
+  handler: number;
+  /** Offset of the pointer to them in a task. */
+  stack: number;
+  /** Offsets in struct ftrace_ret_stack: the address replaced, and where on the stack it stood. */
+  ret: number;
+  retp: number;
+}
+
+/** Bytes of a task's replaced addresses (SHADOW_STACK_SIZE of fgraph.c; before 6.11 50 entries). */
+const GRAPH_STACK = 4096;
+
+function graphTracer(symbols: SymbolTable, btf: Btf): GraphTracer | undefined {
+  const handler = symbols.lookup("return_to_handler");
+  const stack = btf.offsetof("task_struct", "ret_stack");
+  const ret = btf.offsetof("ftrace_ret_stack", "ret");
+  const retp = btf.offsetof("ftrace_ret_stack", "retp");
+  if (handler === undefined || stack === undefined || ret === undefined || retp === undefined) {
+    return undefined;
+  }
+  return { handler, stack, ret, retp };
+}
+
 /** What a trace begins with. */
 export interface UnwindState {
   ip: number;
   sp: number;
   bp: number;
+  /** Address of the task whose stack it is; undefined when that cannot be told. */
+  task(): number | undefined;
   /** The other registers, by encoding; only good for the innermost frame. */
   gpr(index: number): number;
 }
@@ -114,6 +145,7 @@ export class OrcUnwinder {
     private readonly end: BtfMember | undefined,
     private readonly signal: BtfMember | undefined,
     private readonly regs: Record<"ip" | "sp" | "bp" | "cs" | "r10" | "r13" | "di" | "dx", number>,
+    private readonly graph: GraphTracer | undefined,
   ) {}
 
   /** The unwinder, or the name of what this kernel lacks for it. */
@@ -168,6 +200,7 @@ export class OrcUnwinder {
       member("end"),
       member("signal"),
       regs as OrcUnwinder["regs"],
+      graphTracer(symbols, btf),
     );
     const numbering = unwinder.#numbering();
     if (numbering === undefined) return { missing: "a known numbering of the ORC registers" };
@@ -301,6 +334,14 @@ export class OrcUnwinder {
    */
   unwind(state: UnwindState, max: number): number[] {
     const trace: number[] = [];
+    if (max <= 0) return trace;
+    this.walk(state, (address) => trace.push(address) < max);
+    return trace;
+  }
+
+  /** The same one by one, as long as `visit` says so. */
+  walk(state: UnwindState, visit: (address: number) => boolean): void {
+    let frames = 0;
     this.#loaded = undefined;
     let { ip, sp, bp } = state;
     // Saved registers: those of the CPU, then of the last pt_regs, then none.
@@ -308,8 +349,8 @@ export class OrcUnwinder {
       state.gpr(index);
     let interrupted = true;
     let stackLow = sp;
-    while (trace.length < max) {
-      if (!isKernelPointer(ip)) break;
+    if (!isKernelPointer(ip)) return;
+    for (;;) {
       const at = interrupted ? ip : ip - 1;
       const entry = this.#entryAt(at) ?? FRAME_POINTER;
       if (entry.kind === "end") break;
@@ -323,6 +364,7 @@ export class OrcUnwinder {
       let savedBp: number | undefined;
       if (orc.kind === "call") {
         nextIp = this.vm.readPtr(base - 8);
+        if (nextIp === this.graph?.handler) nextIp = this.#traced(base - 8, state.task());
         nextSp = base;
         registers = undefined;
       } else {
@@ -349,15 +391,39 @@ export class OrcUnwinder {
 
       // On one stack it only goes up; a switch of stacks starts anew, but not back and forth for ever.
       if (nextSp === sp && nextIp === ip) break;
-      if (nextSp >= stackLow && nextSp - stackLow > MAX_STACK && trace.length > 64) break;
+      if (nextSp >= stackLow && nextSp - stackLow > MAX_STACK && frames > 64) break;
       if (nextSp < sp) stackLow = nextSp;
-      trace.push(nextIp);
+      frames++;
+      if (!isKernelPointer(nextIp) || frames > MAX_FRAMES || !visit(nextIp)) break;
       interrupted = orc.kind !== "call";
       ip = nextIp;
       sp = nextSp;
       bp = nextBp;
     }
-    return trace.filter(isKernelPointer);
+  }
+
+  readonly #graphStack = new Uint8Array(GRAPH_STACK);
+  readonly #graphView = new DataView(this.#graphStack.buffer);
+
+  /** The return address that the function graph tracer took from `slot`; NaN when it is not found. */
+  #traced(slot: number, task: number | undefined): number {
+    const graph = this.graph;
+    if (graph === undefined || task === undefined) return Number.NaN;
+    const stack = this.vm.readPtr(task + graph.stack);
+    if (!isKernelPointer(stack) || !this.vm.readInto(stack, this.#graphStack)) return Number.NaN;
+    const view = this.#graphView;
+    const pointer = (at: number) =>
+      view.getInt32(at + 4, true) * 2 ** 32 + view.getUint32(at, true);
+    // From the oldest on: of entries for one slot the first is in use, and later ones, of functions
+    // entered by a jump, have the handler itself as the address replaced.
+    const from = Math.max(0, graph.retp - graph.ret);
+    const to = GRAPH_STACK - 8 - Math.max(0, graph.ret - graph.retp);
+    for (let at = from; at <= to; at += 8) {
+      if (pointer(at) !== slot) continue;
+      const found = pointer(at - graph.retp + graph.ret);
+      if (found !== graph.handler) return found;
+    }
+    return Number.NaN;
   }
 
   /** The previous frame's stack pointer; undefined when a register or the stack is not there. */

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
+
+import { pageEnd, pageOf } from "../../memory/address.ts";
 import type { Protection, ProtectionContext } from "../protection.ts";
-import { ceilPage, floorPage, WriteProtection } from "../write-protection.ts";
+import { WriteProtection } from "../write-protection.ts";
 
 const NAME = "idt";
 const TECHNIQUE = "T1014";
@@ -31,8 +33,8 @@ function protect(context: ProtectionContext): WriteProtection {
     regions: [
       {
         kind: "idt",
-        start: floorPage(base),
-        end: ceilPage(base + IDT_BYTES),
+        start: pageOf(base),
+        end: pageEnd(base + IDT_BYTES),
         describe: (gva) => {
           const offset = gva - base;
           return `idt[${Math.floor(offset / GATE_BYTES)}]+0x${(offset % GATE_BYTES).toString(16)}`;

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
+
+import { pageEnd, pageOf } from "../../memory/address.ts";
 import type { Protection, ProtectionContext } from "../protection.ts";
-import { ceilPage, floorPage, WriteProtection } from "../write-protection.ts";
+import { WriteProtection } from "../write-protection.ts";
 
 const NAME = "kernel-image";
 const TECHNIQUE = "T1014";
@@ -29,8 +31,8 @@ function protect(context: ProtectionContext): WriteProtection {
     name: NAME,
     technique: TECHNIQUE,
     regions: [
-      { kind: "kernel-text", start: floorPage(text.start), end: ceilPage(text.end) },
-      { kind: "kernel-rodata", start: floorPage(rodata.start), end: ceilPage(rodata.end) },
+      { kind: "kernel-text", start: pageOf(text.start), end: pageEnd(text.end) },
+      { kind: "kernel-rodata", start: pageOf(rodata.start), end: pageEnd(rodata.end) },
     ],
     parts: tables.flatMap((table) => {
       const range = guest.symbolRange(table);

@@ -124,4 +124,25 @@ export const architecture: Case[] = [
       [t.p(1, 8), le(SEL.userData, 8)],
     ],
   },
+  {
+    // CR3 without bit 63 drops what its own PCID has, also when it comes back to it.
+    name: "arch.pcid.flush",
+    entry: "nops",
+    regs: (t) => ({
+      rax: TABLES | 5,
+      rbx: BigInt(t.p(1)) | 0x67n,
+      rsi: t.d(0),
+      rdi: PTE,
+      r8: BigInt(TABLES) | (1n << 63n),
+      cr4: 0x60620,
+    }),
+    setup: (t) => {
+      t.put64(t.p(0), 1n);
+      t.put64(t.p(1), 2n);
+      // PCID 5: load. PCID 0 kept: change the entry. PCID 5 flushed: load.
+      t.code(3, 0, "0f22d8 488b0e 410f22d8 48891f 0f22d8 488b16 e6ee");
+    },
+    script: [],
+    end: { rcx: 1, rdx: 2, cr3: TABLES | 5 },
+  },
 ];
