@@ -803,8 +803,12 @@ static void odd_mapping(const struct vm *m)
 			size = longer;
 		}
 	}
-	if (one_in(4) && size > 8192)
-		munmap(p + 4096, 4096);		/* splits it */
+	if (one_in(4) && size > 8192) {		/* splits it; the hole may be another thread's at once */
+		munmap(p + 4096, 4096);
+		munmap(p, 4096);
+		p += 8192;
+		size -= 8192;
+	}
 	munmap(p, size);
 }
 
