@@ -295,48 +295,68 @@ static void merge(struct vm *vm, u32 view, u64 gfn)
 	}
 }
 
+static struct slot *slot_at(struct vm *vm, u64 gfn)
+{
+	u32 i;
+
+	for (i = 0; i < vm->nslots; i++)
+		if (gfn - vm->slot[i].gfn < vm->slot[i].pages)
+			return &vm->slot[i];
+	return NULL;
+}
+
+/* count GFNs of one slot, all in the same 2 MiB, whose table is given or does not exist. True: rights were taken. */
+static bool apply_pages(struct vm *vm, struct view *v, const struct slot *s, u64 gfn, u32 count, u8 rights, u64 *table)
+{
+	u32 first = (u32)(gfn - s->gfn), i;
+	u8 *have = v->rights + s->first + first;
+	bool less = false;
+
+	if (!table) {
+		memset(have, rights, count);
+		return false;
+	}
+	for (i = 0; i < count; i++) {
+		struct page *p = s->page[first + i];
+
+		if (have[i] == rights)
+			continue;
+		less |= have[i] & ~rights;
+		have[i] = rights;
+		if (v->remap && v->remap[s->first + first + i] != NO_PAGE)
+			p = vm->spare[v->remap[s->first + first + i]];
+		WRITE_ONCE(table[INDEX(gfn + i, 1)], p && rights ? page_to_phys(p) | EPT_WB_IPAT | rights : 0);
+	}
+	return less;
+}
+
 static void apply(struct vm *vm, u32 view, const struct hvi_ept_range *r)
 {
 	struct view *v = &vm->view[view];
-	u64 gfn, end = r->gfn + r->count;
-	u64 *table = NULL;
+	u64 gfn = r->gfn, end = r->gfn + r->count;
 	bool less = false;
 
-	for (gfn = r->gfn; gfn < end; gfn++) {
-		u32 index = ram_index(vm, gfn);
-		u8 old = v->rights[index];
+	while (gfn < end) {
+		const struct slot *s = slot_at(vm, gfn);
+		u64 stop = min3(end, (gfn | 511) + 1, s->gfn + s->pages);
+		int level;
+		u64 *e = ept_leaf(v->root, gfn, &level);
 
-		if (!table || !(gfn & 511)) {
-			int level;
-			u64 *e = ept_leaf(v->root, gfn, &level);
-
-			table = e && level == 1 ? e - INDEX(gfn, 1) : NULL;
-			if (!table) {		/* no table for these 2 MiB, or all of it RWX already */
-				u64 stop = min(end, (gfn | 511) + 1);
-
-				for (; gfn < stop && ram_index(vm, gfn) != NO_PAGE; gfn++)
-					v->rights[ram_index(vm, gfn)] = r->rights;
-				gfn--;
-				continue;
-			}
-		}
-		if (old == r->rights)
-			continue;
-		v->rights[index] = r->rights;
-		less |= old & ~r->rights;
-		WRITE_ONCE(table[INDEX(gfn, 1)], entry_for(vm, view, index, gfn));
+		/* No table: nothing is there yet, or 2 MiB that are RWX and stay so. */
+		less |= apply_pages(vm, v, s, gfn, stop - gfn, r->rights, e && level == 1 ? e - INDEX(gfn, 1) : NULL);
+		gfn = stop;
 	}
 	v->gen++;
 	if (less)
 		stale(v);
-	if (r->rights == HVI_RWX)
+	if (r->rights == HVI_RWX && r->count >= 512)
 		for (gfn = ALIGN(r->gfn, 512); gfn + 512 <= end; gfn += 512)
 			merge(vm, view, gfn);
 }
 
 int ept_set(struct vm *vm, const struct hvi_ept *a)
 {
-	struct hvi_ept_range few[16], *r = few;
+	struct hvi_ept_range few[4], *r = few;
 	size_t bytes = (size_t)a->count * sizeof(*r);
 	int err = 0;
 	u32 i;

@@ -216,7 +216,14 @@ static int check_vcpu(struct vcpu *v, struct hvi_reply *r)
 	}
 	if (vm->last != v || !v->in_exit)
 		return 0;
-	*r = v->page->reply;
+	r->action = READ_ONCE(v->page->reply.action);
+	if (r->action == HVI_REPLY_STEP) {
+		r->flags = READ_ONCE(v->page->reply.flags);
+		r->step_view = READ_ONCE(v->page->reply.step_view);
+	} else if (r->action == HVI_REPLY_EMULATE) {
+		memcpy(r->range, v->page->reply.range, sizeof(r->range));
+		memcpy(r->bytes, v->page->reply.bytes, sizeof(r->bytes));
+	}
 	err = reply_ok(v, r);
 	if (err)
 		return err;
@@ -347,13 +354,12 @@ static int failed(struct vcpu *v, u32 reason)
 	u32 number;
 
 	vmcs_write(F_ENTRY_INTR_INFO, 0);
+	if (v->flying.valid && v->flying.injected)
+		v->page->event.status = HVI_EVENT_LOST;
 	v->flying.valid = false;
 	v->reload = true;
-	if (reason == ~0u) {
-		number = vmcs_read32(F_INSN_ERROR);
-		pr_warn_ratelimited("hvi: VM entry failed, VMX instruction error %u\n", number);
-		return entry_failed(v, number, 0);
-	}
+	if (reason == ~0u)
+		return entry_failed(v, vmcs_read32(F_INSN_ERROR), 0);
 	number = reason & 0xffff;
 	return entry_failed(v, number, number == X_BAD_STATE ? check_guest_state() : vmcs_read(F_QUALIFICATION));
 }

@@ -101,9 +101,7 @@ int xsave_get(struct vm *vm, const struct hvi_xsave *a)
 
 	if (!v || a->size < size)
 		return -EINVAL;
-	if (copy_to_user(to, v->xsave, size) || clear_user(to + size, a->size - size))
-		return -EFAULT;
-	return 0;
+	return copy_to_user(to, v->xsave, size) ? -EFAULT : 0;
 }
 
 int xsave_put(struct vm *vm, const struct hvi_xsave *a)
