@@ -166,7 +166,6 @@ const INGREDIENTS = {
   hvi,
   conformance,
   guest: stockGuest,
-  selftest: async (w: Workshop) => [await program(w, "hv/vmx/selftest.c")],
   "exit-cost": async (w: Workshop) => [await program(w, "bench/vmx/exit-cost.c")],
   fuzz: async (w: Workshop) => [
     await program(w, "test/vmx/fuzz.c"),

@@ -106,15 +106,6 @@ load
 unload`,
   },
   {
-    name: "module.selftest",
-    needs: ["module", "selftest"],
-    limit: 300,
-    script: `
-load
-timeout -s KILL 200 /lab/bin/selftest || fail "selftest: exit code $?"
-unload`,
-  },
-  {
     name: "doctor",
     needs: ["module", "hvi"],
     limit: 200,
