@@ -340,9 +340,11 @@ static u32 enter(struct vcpu *v, u64 eptp)
 	}
 	if (unlikely(hvi_vmx_enter(v->gpr, v->launched)))
 		return ~0u;
-	v->launched = true;
-	v->cr2 = native_read_cr2();
 	reason = vmcs_read32(F_EXIT_REASON);
+	/* An entry that fails while it loads the guest does not launch the VMCS (SDM 26.8). */
+	if (likely(!(reason & REASON_ENTRY_FAILED)))
+		v->launched = true;
+	v->cr2 = native_read_cr2();
 	if (unlikely(v->flying.valid && !(reason & REASON_ENTRY_FAILED)))
 		vmcs_write(F_ENTRY_INTR_INFO, 0);
 	handle_host_events(v, reason);
