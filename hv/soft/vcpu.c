@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include "../abi/rules.h"
 #include "native.h"
 #include "vm.h"
 
@@ -67,34 +68,12 @@ static struct cpu *vcpu_of(const struct vm *vm, u32 index)
 
 /* ---- replies ------------------------------------------------------------------------------ */
 
-/* Reasons whose RIP stands at an instruction that SKIP can pass. */
-static bool can_skip(const struct cpu *c)
-{
-	const struct hvi_exit *x = &c->more->page->exit;
-
-	if (!x->insn_len || x->insn_len > 15 || (x->access & HVI_ACCESS_EVENT))
-		return false;
-	switch (x->reason) {
-	case HVI_EXIT_EPT: case HVI_EXIT_MSR_READ: case HVI_EXIT_MSR_WRITE: case HVI_EXIT_CR_WRITE:
-	case HVI_EXIT_DTR: case HVI_EXIT_XSETBV: case HVI_EXIT_VMCALL: case HVI_EXIT_IO:
-	case HVI_EXIT_CPUID: case HVI_EXIT_HLT: case HVI_EXIT_EXCEPTION: case HVI_EXIT_EMULATION:
-		return true;
-	default:
-		return false;
-	}
-}
-
-static bool range_ok(const struct hvi_emulate_range *r)
-{
-	return !r->len || (r->len <= HVI_EMULATE_BYTES && r->offset <= HVI_EMULATE_BYTES - r->len &&
-			   (r->gpa & 0xfff) + r->len <= PAGE);
-}
-
 /* What does not depend on state: refuse it before anything changes. */
 static int reply_ok(struct cpu *c)
 {
 	const struct cpu_more *m = c->more;
 	const struct hvi_reply *r = &m->page->reply;
+	const struct hvi_exit *x = &m->page->exit;
 
 	switch (r->action) {
 	case HVI_REPLY_RESUME:
@@ -102,13 +81,13 @@ static int reply_ok(struct cpu *c)
 	case HVI_REPLY_INJECT:
 		return 0;
 	case HVI_REPLY_SKIP:
-		return can_skip(c) ? 0 : -EINVAL;
+		return hvi_can_skip(x->reason, x->insn_len, x->access) ? 0 : -EINVAL;
 	case HVI_REPLY_EMULATE:
-		if (!range_ok(&r->range[0]) || !range_ok(&r->range[1]))
+		if (!hvi_emulate_range_ok(&r->range[0]) || !hvi_emulate_range_ok(&r->range[1]))
 			return -EINVAL;
-		return m->page->exit.reason == HVI_EXIT_EPT ? 0 : -EINVAL;
+		return x->reason == HVI_EXIT_EPT ? 0 : -EINVAL;
 	case HVI_REPLY_SCRATCH:
-		return m->page->exit.reason == HVI_EXIT_EPT ? 0 : -EINVAL;
+		return x->reason == HVI_EXIT_EPT ? 0 : -EINVAL;
 	case HVI_REPLY_STEP:
 		if ((r->flags & ~HVI_STEP_NOTIFY) || r->step_view >= HVI_MAX_VIEWS ||
 		    !m->vm->view[r->step_view].used)

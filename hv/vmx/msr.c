@@ -7,21 +7,8 @@
 #include <linux/uaccess.h>
 #include <asm/cpufeature.h>
 #include <asm/processor-flags.h>
+#include "../abi/rules.h"
 #include "hvi_vmx.h"
-
-enum {
-	M_TSC = 0x10, M_PLATFORM_ID = 0x17, M_APIC_BASE = 0x1b, M_FEATURE_CONTROL = 0x3a, M_TSC_ADJUST = 0x3b,
-	M_SPEC_CTRL = 0x48, M_PRED_CMD = 0x49, M_UCODE_WRITE = 0x79, M_UCODE_REV = 0x8b, M_PLATFORM_INFO = 0xce,
-	M_MTRRCAP = 0xfe, M_ARCH_CAPS = 0x10a, M_FLUSH_CMD = 0x10b, M_MISC_FEATURES = 0x140,
-	M_SYSENTER_CS = 0x174, M_SYSENTER_ESP, M_SYSENTER_EIP,
-	M_MCG_CAP = 0x179, M_MCG_STATUS, M_MCG_CTL,
-	M_PERF_STATUS = 0x198, M_MISC_ENABLE = 0x1a0, M_ENERGY_BIAS = 0x1b0, M_DEBUGCTL = 0x1d9,
-	M_MTRR_BASE0 = 0x200, M_MTRR_MASK7 = 0x20f, M_MTRR_FIX64 = 0x250, M_MTRR_FIX16A = 0x258,
-	M_MTRR_FIX16B = 0x259, M_MTRR_FIX4 = 0x268, M_MTRR_FIX4_LAST = 0x26f, M_PAT = 0x277, M_MTRR_DEF = 0x2ff,
-	M_TSC_DEADLINE = 0x6e0, M_XSS = 0xda0,
-	M_EFER = 0xc0000080, M_STAR, M_LSTAR, M_CSTAR, M_FMASK,
-	M_FS_BASE = 0xc0000100, M_GS_BASE, M_KERNEL_GS_BASE, M_TSC_AUX,
-};
 
 #define EFER_SCE_BIT	(1ull << 0)
 #define EFER_LME_BIT	(1ull << 8)

@@ -6,6 +6,7 @@
  */
 #include <linux/hrtimer.h>
 #include <linux/sched/signal.h>
+#include "../abi/rules.h"
 #include "hvi_vmx.h"
 
 #define LOOK_MS	10		/* longest stay in the guest */
@@ -16,28 +17,6 @@ u64 guest_tsc(const struct vcpu *v)
 }
 
 /* ---- replies ------------------------------------------------------------------------------ */
-
-static bool can_skip(const struct hvi_exit *x)
-{
-	u32 len = READ_ONCE(x->insn_len);
-
-	if (!len || len > 15 || (x->access & HVI_ACCESS_EVENT))
-		return false;
-	switch (x->reason) {
-	case HVI_EXIT_EPT: case HVI_EXIT_MSR_READ: case HVI_EXIT_MSR_WRITE: case HVI_EXIT_CR_WRITE:
-	case HVI_EXIT_DTR: case HVI_EXIT_XSETBV: case HVI_EXIT_VMCALL: case HVI_EXIT_IO:
-	case HVI_EXIT_CPUID: case HVI_EXIT_HLT: case HVI_EXIT_EXCEPTION: case HVI_EXIT_EMULATION:
-		return true;
-	default:
-		return false;
-	}
-}
-
-static bool range_ok(const struct hvi_emulate_range *r)
-{
-	return !r->len || (r->len <= HVI_EMULATE_BYTES && r->offset <= HVI_EMULATE_BYTES - r->len &&
-			   (r->gpa & ~PAGE_MASK) + r->len <= PAGE_SIZE);
-}
 
 /* r is a copy: the page may change under us. */
 static int reply_ok(struct vcpu *v, const struct hvi_reply *r)
@@ -50,9 +29,9 @@ static int reply_ok(struct vcpu *v, const struct hvi_reply *r)
 	case HVI_REPLY_INJECT:
 		return 0;
 	case HVI_REPLY_SKIP:
-		return can_skip(x) ? 0 : -EINVAL;
+		return hvi_can_skip(x->reason, READ_ONCE(x->insn_len), x->access) ? 0 : -EINVAL;
 	case HVI_REPLY_EMULATE:
-		if (!range_ok(&r->range[0]) || !range_ok(&r->range[1]))
+		if (!hvi_emulate_range_ok(&r->range[0]) || !hvi_emulate_range_ok(&r->range[1]))
 			return -EINVAL;
 		return x->reason == HVI_EXIT_EPT ? 0 : -EINVAL;
 	case HVI_REPLY_SCRATCH:

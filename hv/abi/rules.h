@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0 */
+/*
+ * rules.h - what both backends decide alike and hvi.h says only in words: the
+ * MSRs that a guest has, and which replies fit an exit. Not part of the
+ * interface; the engine does not see it.
+ */
+#ifndef HVI_RULES_H
+#define HVI_RULES_H
+
+#include "hvi.h"
+
+/* Model-specific registers that Linux and Windows use (SDM vol. 4). */
+enum {
+	M_TSC = 0x10, M_PLATFORM_ID = 0x17, M_APIC_BASE = 0x1b, M_FEATURE_CONTROL = 0x3a, M_TSC_ADJUST = 0x3b,
+	M_SPEC_CTRL = 0x48, M_PRED_CMD = 0x49, M_UCODE_WRITE = 0x79, M_UCODE_REV = 0x8b, M_PLATFORM_INFO = 0xce,
+	M_MTRRCAP = 0xfe, M_ARCH_CAPS = 0x10a, M_FLUSH_CMD = 0x10b, M_MISC_FEATURES = 0x140,
+	M_SYSENTER_CS = 0x174, M_SYSENTER_ESP, M_SYSENTER_EIP,
+	M_MCG_CAP = 0x179, M_MCG_STATUS, M_MCG_CTL,
+	M_PERF_STATUS = 0x198, M_MISC_ENABLE = 0x1a0, M_ENERGY_BIAS = 0x1b0, M_DEBUGCTL = 0x1d9,
+	M_MTRR_BASE0 = 0x200, M_MTRR_MASK7 = 0x20f, M_MTRR_FIX64 = 0x250, M_MTRR_FIX16A = 0x258,
+	M_MTRR_FIX16B = 0x259, M_MTRR_FIX4 = 0x268, M_MTRR_FIX4_LAST = 0x26f, M_PAT = 0x277, M_MTRR_DEF = 0x2ff,
+	M_TSC_DEADLINE = 0x6e0, M_XSS = 0xda0,
+	M_EFER = 0xc0000080, M_STAR, M_LSTAR, M_CSTAR, M_FMASK,
+	M_FS_BASE = 0xc0000100, M_GS_BASE, M_KERNEL_GS_BASE, M_TSC_AUX,
+};
+
+/*
+ * Whether SKIP can pass an exit: its RIP stands at an instruction of known
+ * length. Takes values, not the record: that may change under the caller.
+ */
+static inline int hvi_can_skip(__u32 reason, __u32 insn_len, __u32 access)
+{
+	if (!insn_len || insn_len > 15 || (access & HVI_ACCESS_EVENT))
+		return 0;
+	switch (reason) {
+	case HVI_EXIT_EPT: case HVI_EXIT_MSR_READ: case HVI_EXIT_MSR_WRITE: case HVI_EXIT_CR_WRITE:
+	case HVI_EXIT_DTR: case HVI_EXIT_XSETBV: case HVI_EXIT_VMCALL: case HVI_EXIT_IO:
+	case HVI_EXIT_CPUID: case HVI_EXIT_HLT: case HVI_EXIT_EXCEPTION: case HVI_EXIT_EMULATION:
+		return 1;
+	default:
+		return 0;
+	}
+}
+
+/* Whether a range of EMULATE lies in the bytes given and in one page. */
+static inline int hvi_emulate_range_ok(const struct hvi_emulate_range *r)
+{
+	return !r->len || (r->len <= HVI_EMULATE_BYTES && r->offset <= HVI_EMULATE_BYTES - r->len &&
+			   (r->gpa & (HVI_PAGE_SIZE - 1)) + r->len <= HVI_PAGE_SIZE);
+}
+
+#endif
