@@ -3,9 +3,10 @@
  * event.c - events on their way into the guest (SDM 26.6) and what a fault
  * during their delivery becomes (table 6-5; SDM 27.2.4).
  *
- * An event of the engine is entered with every exception intercepted and MTF
- * on: what comes next is either the trap before the handler's first
- * instruction (delivered) or an exception that its delivery raised (lost).
+ * An event of the engine is entered with every exception intercepted: one that
+ * its delivery raises comes out with IDT-vectoring information (lost), any other
+ * exit says that it was delivered. Only for HVI_EVENT_NOTIFY MTF makes that exit
+ * come before the handler's first instruction.
  */
 #include "hvi_vmx.h"
 

@@ -221,7 +221,7 @@ static void put_controls(struct vcpu *v)
 	u32 flags = READ_ONCE(v->page->event.flags);
 
 	exceptions |= v->vm->exception_exit;
-	if (v->one || v->pass_dtr || v->flying.injected)
+	if (v->one || v->pass_dtr || (v->flying.valid && v->flying.notify))
 		primary |= PRI_MTF;
 	if (v->flying.valid && v->flying.injected)
 		exceptions = ~0u;

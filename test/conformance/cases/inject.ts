@@ -81,6 +81,20 @@ export const injections: Case[] = [
     script: [delivered(0x31), trap(0x31, { rip: "nothing" })],
   },
   {
+    name: "inject.external.then-runs-on",
+    regs: { rflags: IF, rcx: 20000 },
+    // 1: dec ecx; jnz 1b; done. Watching an event's delivery ends with it.
+    setup: (t) => {
+      t.code(3, 0, "ffc9 75fc e6ee");
+      event(t.vcpu(), external(0x30));
+    },
+    script: (t) => [trap(0x30, { rip: t.d(3) })],
+    check: (t) =>
+      t.vcpu().internalExits < 200
+        ? undefined
+        : `${t.vcpu().internalExits} exits below the interface for one event`,
+  },
+  {
     name: "inject.external.if-clear-is-lost",
     setup: (t) => event(t.vcpu(), external(0x30, true)),
     script: [lost()],
