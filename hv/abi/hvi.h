@@ -486,7 +486,8 @@ struct hvi_vcpu {
 
 /*
  * Run until some vCPU exits. With one vCPU it runs on the calling thread.
- * The reply of the vCPU that exited last is taken at the next HVI_RUN.
+ * The reply of the vCPU that exited last is taken at the next HVI_RUN; an
+ * instruction that the reply lets run is run, however late it is.
  */
 struct hvi_run {
 	__u64 deadline;		/* in: guest TSC at which to stop, with HVI_RUN_DEADLINE */

@@ -458,6 +458,12 @@ static void triple_fault(struct cpu *c)
 	cpu_exit(c, NULL, HVI_EXIT_SHUTDOWN);
 }
 
+/* A reply lets one instruction run: no deadline comes before it. */
+static bool owes_instruction(const struct cpu *c)
+{
+	return c->more->one && c->more->mp_state == HVI_MP_RUNNING;
+}
+
 /* Run c until icount `end` or an exit; the reason, or 0. */
 static u32 slice(struct cpu *c, u64 end)
 {
@@ -515,7 +521,7 @@ static u32 slice(struct cpu *c, u64 end)
 			cpu_exit_record(c);
 			cpu_exit(c, NULL, HVI_EXIT_IRQ_WINDOW);
 		}
-		if (m->mp_state != HVI_MP_RUNNING || c->icount >= end || vm->attention)
+		if (m->mp_state != HVI_MP_RUNNING || (c->icount >= end && !owes_instruction(c)) || vm->attention)
 			return 0;
 		if (m->one || (c->rflags & (FL_TF | FL_RF)) || breakpoints(c) ||
 		    ((m->page->want_irq_window || (m->page->event.flags & HVI_EVENT_VALID)) && shadow(c))) {
@@ -551,12 +557,12 @@ static u32 report_attention(struct vm *vm, struct cpu **who)
 	return 0;
 }
 
-/* Something to do without an instruction: an event, or a window that is open. */
+/* Something to do whatever the time: an event, a window that is open, a reply. */
 static bool has_work(const struct cpu *c)
 {
 	const struct cpu_more *m = c->more;
 
-	return m->evt.valid || engine_event(c) || (m->mp_state == HVI_MP_HALTED && m->pending_debug) ||
+	return m->evt.valid || owes_instruction(c) || engine_event(c) || (m->mp_state == HVI_MP_HALTED && m->pending_debug) ||
 	       m->shut_down || m->notify_injected || m->notify_step ||
 	       (m->page->want_irq_window && exec_can_take_irq(c));
 }

@@ -283,12 +283,23 @@ static s64 ticks_left(const struct vcpu *v)
 	return (s64)(v->deadline - rdtsc());
 }
 
+/* A reply lets one instruction run: no deadline comes before it. */
+static bool owes_instruction(const struct vcpu *v)
+{
+	return (v->one || v->pass_dtr) && v->mp_state == HVI_MP_RUNNING;
+}
+
+static bool is_late(const struct vcpu *v)
+{
+	return v->vm->has_deadline && !owes_instruction(v) && ticks_left(v) <= 0;
+}
+
 /* At most LOOK_MS: Bochs 3.0 keeps host interrupts from a guest that spins with IF clear since before the entry. */
 static u32 timer_ticks(struct vcpu *v)
 {
 	u64 ticks = v->vm->ncpus > 1 ? SLICE_TICKS : (u64)tsc_khz * LOOK_MS;
 
-	if (v->vm->has_deadline) {
+	if (v->vm->has_deadline && !owes_instruction(v)) {
 		s64 left = ticks_left(v);
 
 		ticks = left > 0 ? min_t(u64, left, ticks) : 0;
@@ -373,7 +384,7 @@ static int slice(struct vcpu *v)
 		if (!runnable(v) || must_leave(vm))
 			return 0;
 		if (!v->evt.valid) {
-			if ((vm->has_deadline && ticks_left(v) <= 0) ||
+			if (is_late(v) ||
 			    (vm->ncpus > 1 && (s64)(end - rdtsc()) <= 0))
 				return 0;
 		}
@@ -419,7 +430,7 @@ static bool has_work(const struct vcpu *v)
 {
 	const struct hvi_event *e = &v->page->event;
 
-	return v->evt.valid || v->shut_down || v->notify_injected || v->notify_step ||
+	return v->evt.valid || owes_instruction(v) || v->shut_down || v->notify_injected || v->notify_step ||
 	       (v->mp_state == HVI_MP_HALTED && v->debug_pending) ||
 	       ((e->flags & HVI_EVENT_VALID) && (e->type != HVI_EVENT_NMI || v->nmi_open)) ||
 	       (v->page->want_irq_window && v->irq_open);
@@ -444,7 +455,7 @@ static struct vcpu *pick(struct vm *vm, struct vcpu **late, struct vcpu **halted
 		}
 		if (v->mp_state != HVI_MP_RUNNING)
 			continue;
-		if (vm->has_deadline && ticks_left(v) <= 0) {
+		if (is_late(v)) {
 			if (!*late)
 				*late = v;
 			continue;
@@ -526,7 +537,7 @@ static int execute(struct vm *vm, struct vcpu **on, struct vcpu **who)
 				return r;
 		}
 		if (vm->ncpus == 1 && *on && !vm->paused[0] && (*on)->mp_state == HVI_MP_RUNNING && !must_leave(vm) &&
-		    !(vm->has_deadline && ticks_left(*on) <= 0)) {
+		    !is_late(*on)) {
 			v = *on;
 		} else {
 			put(on);

@@ -135,8 +135,8 @@ export interface Case {
   brief?: boolean;
   /** What the backend must have; else the case says so in the transcript. */
   needs?: "avx" | "exec-only";
-  /** More guest time than usual, in TSC ticks; 0: no deadline. */
-  budget?: number;
+  /** Guest time of a run in TSC ticks, or of each run in turn; 0: no deadline. */
+  budget?: number | number[];
 }
 
 /** Access bits from letters: r w x, e (event), k (walk), u (user), n (no RAM), - (no GVA). */

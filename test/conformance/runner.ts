@@ -201,7 +201,8 @@ function drive(c: Case, t: Bench, lines: string[][], failures: string[]): void {
   for (let n = 0; n < MAX_EXITS; n++) {
     if (scripts.every((s, i) => at[i]! >= s.length)) return;
     const now = Math.max(...t.cpus.map((p) => Number(p.get("tsc"))));
-    const v = t.vm.run(c.budget === 0 ? undefined : now + (c.budget ?? BUDGET));
+    const budget = (Array.isArray(c.budget) ? c.budget[n] : c.budget) ?? BUDGET;
+    const v = t.vm.run(budget === 0 ? undefined : now + budget);
     const i = v.index;
     if ((v.valid & abi.HVI_STATE_ALL) !== abi.HVI_STATE_ALL) t.vm.fetch(i, abi.HVI_STATE_ALL);
     const cpu = t.cpus[i]!;

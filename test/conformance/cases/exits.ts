@@ -3,9 +3,9 @@
 import * as abi from "../../../src/bridge/abi.ts";
 import type { Bench } from "../bench.ts";
 import { le, pattern } from "../bench.ts";
-import { type Case, exit, type Step, trap } from "../case.ts";
+import { type Case, ept, exit, type Step, trap } from "../case.ts";
 import { GDT, IDT, SEL, STACK, TABLES } from "../layout.ts";
-import { VALUE } from "./words.ts";
+import { R, VALUE } from "./words.ts";
 
 const SP = STACK - 0x100;
 const LSTAR = 0xc0000082;
@@ -558,6 +558,25 @@ const instructions: Case[] = [
     budget: -10,
     done: false,
   },
+  ...(["resume", "scratch", "step"] as const).map(
+    (reply): Case => ({
+      name: `exit.deadline.passed.after-${reply}`,
+      entry: "st8",
+      regs: (t) => ({ rdi: t.d(0), rax: 5, tsc: 1000000 }),
+      setup: (t) => {
+        t.vm.createView(0);
+        t.rights(t.p(0), R);
+      },
+      // The store that the reply lets run comes before the deadline, its exit after.
+      script: (t) => [
+        reply === "step" ? ept("w", t.p(0)).step(1) : ept("w", t.p(0))[reply](),
+        exit(abi.HVI_EXIT_DEADLINE, { rip: t.symbol("st8") + 3 }),
+      ],
+      memory: (t) => [[t.p(0), reply === "scratch" ? "00" : "05"]],
+      budget: [100000, -10],
+      done: false,
+    }),
+  ),
   {
     name: "exit.shutdown.no-idt",
     entry: "ud2",
