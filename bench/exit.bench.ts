@@ -44,7 +44,7 @@ function exits(vm: Vm, hooks: GpaHooks, n: number): number {
 
 function hooked(action: HookAction): { vm: Vm; hooks: GpaHooks } {
   const vm = guest();
-  const hooks = new GpaHooks(vm);
+  const hooks = new GpaHooks(vm, () => 0);
   hooks.add(HOOKED_GFN, HVI_W, () => action);
   hooks.commit();
   return { vm, hooks };

@@ -12,8 +12,8 @@ import {
   type Vm,
 } from "./bridge/index.ts";
 import { ALLOW, type GpaHook, GpaHooks } from "./ept/gpa-hooks.ts";
+import { ExitInstructions } from "./ept/instructions.ts";
 import type { WrittenBytes } from "./ept/page-tables.ts";
-import { InstructionWrites } from "./ept/written.ts";
 import { identify } from "./guest/identify.ts";
 import type { LinuxGuest } from "./guest/linux/kernel.ts";
 import { asGva } from "./memory/address.ts";
@@ -77,9 +77,9 @@ export class Engine {
     this.#memory = options.memory;
     this.#alerts = options.alerts;
     this.#protections = options.protections;
-    this.#hooks = new GpaHooks(options.vm);
-    const writes = new InstructionWrites(options.vm, options.memory);
-    this.#written = (access, out) => writes.bytes(access, out);
+    const instructions = new ExitInstructions(options.vm, options.memory);
+    this.#hooks = new GpaHooks(options.vm, (vcpu, gva) => instructions.size(vcpu, gva));
+    this.#written = (access, out) => instructions.bytes(access, out);
   }
 
   get stage(): Stage {

@@ -25,6 +25,15 @@ const ROOT = join(import.meta.dir, "../..");
 /** What the conformance suite gives on hv/soft. */
 export const SOFT_TRANSCRIPT = join(ROOT, "build/lab/soft.transcript");
 
+/** Where the run of the attacks on hv/soft leaves its console and its alerts. */
+export const SOFT_ATTACKS = {
+  console: join(ROOT, "build/lab/soft.console"),
+  alerts: join(ROOT, "build/lab/soft.alerts"),
+};
+/** What the guest of the step "attacks" is told, on both backends. */
+export const ATTACKS_APPEND =
+  "console=ttyS0 quiet hvi.mode=benign-brief,attack,benign-brief,poweroff";
+
 export type Ingredient = keyof typeof INGREDIENTS;
 
 /** A folder for what is made, of one kernel. */
@@ -160,12 +169,23 @@ async function stockGuest(): Promise<LabFile[]> {
   ];
 }
 
+/** Nothing for the machine: the same attacks on hv/soft, to compare with. */
+async function softAttacks(): Promise<LabFile[]> {
+  const g = await guest("6.1");
+  const { console, alerts } = SOFT_ATTACKS;
+  const argv = [process.execPath, join(ROOT, "src/main.ts"), "run", "--backend", "soft"];
+  argv.push("--kernel", g.kernel, "--initrd", g.initrd, "--append", ATTACKS_APPEND);
+  await must([...argv, "--console", console, "--alerts", alerts], { cwd: ROOT });
+  return [];
+}
+
 const INGREDIENTS = {
   module,
   kvm,
   hvi,
   conformance,
   guest: stockGuest,
+  "soft-attacks": softAttacks,
   "exit-cost": async (w: Workshop) => [await program(w, "bench/vmx/exit-cost.c")],
   fuzz: async (w: Workshop) => [
     await program(w, "test/vmx/fuzz.c"),

@@ -6,9 +6,10 @@
  */
 import { readFileSync } from "node:fs";
 import { overBudget, parseCosts } from "../../bench/vmx/costs.ts";
-import { judge as judgeRun, parseAlerts } from "../../fixtures/attacks/verdict.ts";
-import { differences } from "../../test/conformance/compare.ts";
-import { type Ingredient, SOFT_TRANSCRIPT } from "./ingredients.ts";
+import { differences } from "../../fixtures/attacks/compare.ts";
+import { describe, judge as judgeRun, parseAlerts } from "../../fixtures/attacks/verdict.ts";
+import { differences as transcriptDifferences } from "../../test/conformance/compare.ts";
+import { ATTACKS_APPEND, type Ingredient, SOFT_ATTACKS, SOFT_TRANSCRIPT } from "./ingredients.ts";
 
 export interface StepResult {
   readonly code: number;
@@ -133,7 +134,7 @@ exit $code`,
     judge: (r) => {
       const transcript = r.files.get("vmx.transcript");
       if (transcript === undefined) return ["no transcript came back"];
-      const found = differences(readFileSync(SOFT_TRANSCRIPT, "utf8"), transcript);
+      const found = transcriptDifferences(readFileSync(SOFT_TRANSCRIPT, "utf8"), transcript);
       return found.map((d) => `differs from hv/soft: ${d}`);
     },
   },
@@ -157,12 +158,12 @@ unload`,
   },
   {
     name: "attacks",
-    needs: ["module", "hvi", "guest"],
+    needs: ["module", "hvi", "guest", "soft-attacks"],
     limit: 900,
     script: `
 load
 hvi run --backend vmx --kernel /lab/guest/vmlinuz --initrd /lab/guest/initramfs.cpio \
-	--append "console=ttyS0 quiet hvi.mode=attack,poweroff" --protect all \
+	--append "${ATTACKS_APPEND}" --protect all \
 	--alerts /lab/out/alerts.jsonl --console /lab/out/console.txt < /dev/null ||
 	fail "hvi run: exit code $?"
 unload`,
@@ -173,7 +174,13 @@ unload`,
       for (const a of run.attacks)
         if (a.verdict !== "denied") reasons.push(`${a.name}: ${a.verdict}`);
       if (run.attacks.length < 45) reasons.push(`only ${run.attacks.length} attacks were tried`);
-      if (run.stray.length > 0) reasons.push(`${run.stray.length} false alarms`);
+      if (run.benignRuns !== 2) reasons.push("the benign workload did not run twice");
+      for (const v of run.stray) reasons.push(`false alarm: ${describe(v)}`);
+      const soft = judgeRun(
+        readFileSync(SOFT_ATTACKS.console, "utf8"),
+        parseAlerts(readFileSync(SOFT_ATTACKS.alerts, "utf8")),
+      );
+      for (const line of differences(soft, run)) reasons.push(`not as on hv/soft: ${line}`);
       return reasons;
     },
   },

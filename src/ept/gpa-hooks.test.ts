@@ -2,6 +2,7 @@
 import { describe, expect, test } from "bun:test";
 import { fakeVm } from "../bridge/fake.fixture.ts";
 import {
+  HVI_ACCESS_EVENT,
   HVI_ACCESS_EXEC,
   HVI_ACCESS_READ,
   HVI_ACCESS_WRITE,
@@ -19,7 +20,7 @@ import { violate } from "./violation.fixture.ts";
 
 function setup() {
   const { vm, backend } = fakeVm();
-  return { vm, backend, hooks: new GpaHooks(vm) };
+  return { vm, backend, hooks: new GpaHooks(vm, () => 0) };
 }
 
 describe("rights", () => {
@@ -135,6 +136,29 @@ describe("dispatch", () => {
     expect(called).toBe(calls);
     expect(vcpu.u32[REPLY_ACTION >>> 2]).toBe(calls === 1 ? HVI_REPLY_SCRATCH : HVI_REPLY_RESUME);
   });
+
+  test.each([
+    ["operand ends before the part", 8, HVI_ACCESS_WRITE, 0],
+    ["operand reaches into it", 9, HVI_ACCESS_WRITE, 1],
+    ["operand is not known either", 0, HVI_ACCESS_WRITE, 1],
+    // The stack frame of an event is no operand of the instruction it interrupted.
+    ["event's delivery writes", 8, HVI_ACCESS_WRITE | HVI_ACCESS_EVENT, 1],
+  ])(
+    "a backend that does not tell the size: the instruction's %s",
+    (_what, bytes, access, calls) => {
+      const { vm, backend } = fakeVm();
+      const hooks = new GpaHooks(vm, (_vcpu, gva) => (gva === 0x7008 ? bytes : Number.NaN));
+      let called = 0;
+      const count = (): HookAction => {
+        called++;
+        return ALLOW;
+      };
+      hooks.add(5, HVI_W, count, 0x10, 0x18);
+      hooks.commit();
+      hooks.dispatch(violate(vm, backend, { gpa: 0x5008, gva: 0x7008, access }));
+      expect(called).toBe(calls);
+    },
+  );
 
   test("only hooks of the right that was used are called", () => {
     expect(answer([DENY], HVI_ACCESS_READ)).toBe(HVI_REPLY_RESUME);

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: MIT
 import {
   EptRanges,
+  HVI_ACCESS_EVENT,
+  HVI_ACCESS_EXEC,
   HVI_ACCESS_GVA,
+  HVI_ACCESS_WALK,
   HVI_R,
   HVI_RWX,
   HVI_W,
@@ -39,6 +42,9 @@ export interface PageAccess {
   access: number;
 }
 
+/** Bytes that the instruction at RIP accesses from a linear address on; 0 when it cannot tell. */
+export type AccessSizes = (vcpu: Vcpu, gva: number) => number;
+
 export type HookHandler = (access: PageAccess, hook: GpaHook) => HookAction;
 
 export interface GpaHook {
@@ -62,18 +68,25 @@ interface Page {
 }
 
 const PAGE_SIZE = 4096;
+/** Accesses that are not to an operand of the instruction at RIP. */
+const NOT_AN_OPERAND = HVI_ACCESS_EXEC | HVI_ACCESS_WALK | HVI_ACCESS_EVENT;
 
 export class GpaHooks {
   readonly #vm: Vm;
+  readonly #sizes: AccessSizes;
   readonly #view: number;
   readonly #pages = new Map<number, Page>();
   readonly #ranges = new EptRanges();
   #changed: Page[] = [];
   #access: PageAccess | undefined;
 
-  /** @param view EPT view in which rights are taken away. */
-  constructor(vm: Vm, view = 0) {
+  /**
+   * @param sizes asked when the backend does not know the size of an access
+   * @param view EPT view in which rights are taken away.
+   */
+  constructor(vm: Vm, sizes: AccessSizes, view = 0) {
     this.#vm = vm;
+    this.#sizes = sizes;
     this.#view = view;
   }
 
@@ -140,7 +153,11 @@ export class GpaHooks {
     if (!this.#pages.has(Math.floor(gpa / PAGE_SIZE))) return false;
     const access = vcpu.exitAccess;
     const gva = (access & HVI_ACCESS_GVA) !== 0 ? vcpu.exitGva : Number.NaN;
-    const action = this.ask(vcpu, gpa, vcpu.exitSize, gva, access);
+    let size = vcpu.exitSize;
+    if (size === 0 && (access & NOT_AN_OPERAND) === 0 && !Number.isNaN(gva)) {
+      size = this.#sizes(vcpu, gva);
+    }
+    const action = this.ask(vcpu, gpa, size, gva, access);
     if (action === ALLOW) vcpu.resume();
     else if (action === DENY) vcpu.scratch();
     else if (action === RETRY) vcpu.retry();

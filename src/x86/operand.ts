@@ -10,6 +10,7 @@ import {
   OPERAND_IMMEDIATE,
   OPERAND_REGISTER,
   type Operand,
+  TRAIT_FAR,
   VISIBLE_HIDDEN,
 } from "./instruction.ts";
 import { type RegisterInfo, registerHi, registerInfo, registerLo } from "./registers.ts";
@@ -156,6 +157,29 @@ export function memoryAccesses(vcpu: Vcpu, insn: Instruction, rip?: number): Mem
     });
   }
   return out;
+}
+
+/**
+ * Instructions that may access more than their operand says: what XSAVE stores depends on its mask,
+ * ENTER and PUSHA push several values.
+ */
+const ACCESSES_MORE = /^(xsave|xrstor|enter|pusha|popa)/;
+
+/**
+ * How many bytes an instruction accesses from `gva` on, in one piece.
+ * @param gva linear address inside one of its memory operands
+ * @returns 0 when it cannot be known, or no operand of it lies there
+ */
+export function bytesAccessedAt(vcpu: Vcpu, insn: Instruction, gva: number): number {
+  if ((insn.traits & TRAIT_FAR) !== 0 || ACCESSES_MORE.test(insn.name)) return 0;
+  let most = 0;
+  for (const operand of insn.operands) {
+    if (!operand.isMemory) continue;
+    const size = accessSize(operand);
+    const start = linearAddress(vcpu, insn, operand);
+    if (gva >= start && gva < start + size) most = Math.max(most, start + size - gva);
+  }
+  return most;
 }
 
 /** The memory operand written first, or undefined. */

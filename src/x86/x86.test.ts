@@ -19,6 +19,7 @@ import {
 import {
   accessSize,
   branchTarget,
+  bytesAccessedAt,
   linearAddress,
   memoryAccesses,
   readOperand,
@@ -229,6 +230,26 @@ describe("addresses of operands", () => {
     const lea = insnOf("48 8d 03");
     expect(lea.operands.map(accessSize)).toContain(0);
     expect(list("90")).toEqual([]);
+  });
+  test("the bytes that an instruction accesses from an address on", () => {
+    const v = newVcpu();
+    v.setGprNumber(abi.HVI_RSP, 0x8000);
+    v.setGprNumber(abi.HVI_RBX, 0x100);
+    v.setGprNumber(abi.HVI_RSI, 0x200);
+    v.setGprNumber(abi.HVI_RDI, 0x1ffe);
+    const bytes = (text: string, gva: number) => bytesAccessedAt(v, insnOf(text), gva);
+    expect(bytes("89 03", 0x100)).toBe(4);
+    // The part in a second page.
+    expect(bytes("48 89 07", 0x2000)).toBe(6);
+    expect(bytes("89 03", 0x104)).toBe(0);
+    expect(bytes("89 03", 0xff)).toBe(0);
+    expect(bytes("ff 33", 0x7ff8)).toBe(8);
+    expect(bytes("0f 01 0b", 0x100)).toBe(10);
+    expect(bytes("a5", 0x200)).toBe(4);
+    expect(bytes("48 8d 03", 0x100)).toBe(0);
+    // XSAVE [rbx], ENTER 8, 2, a far CALL and a gather: not what an operand says.
+    for (const text of ["0f ae 23", "c8 08 00 02", "ff 1b", "c4 e2 69 90 04 0b"])
+      expect(bytes(text, text.startsWith("c8") ? 0x7ff8 : 0x100)).toBe(0);
   });
   test("the operand written first and the one read first", () => {
     const first = (text: string) => {

@@ -2,6 +2,7 @@
 import type { Vcpu, Vm } from "../bridge/index.ts";
 import type { PhysicalMemory } from "../memory/physical.ts";
 import {
+  bytesAccessedAt,
   codeMode,
   DecodeCache,
   type Instruction,
@@ -10,8 +11,8 @@ import {
 } from "../x86/index.ts";
 import type { PageAccess } from "./gpa-hooks.ts";
 
-/** Decodes the instruction behind an access and works out the bytes it would write. */
-export class InstructionWrites {
+/** Decodes the instruction behind an access: how many bytes it accesses, which it would write. */
+export class ExitInstructions {
   readonly #memory: PhysicalMemory;
   readonly #cache: DecodeCache;
   readonly #xsave: (vcpu: number) => Uint8Array;
@@ -25,6 +26,16 @@ export class InstructionWrites {
   /** The instruction at RIP; undefined when its page is absent or it is none. */
   instruction(vcpu: Vcpu): Instruction | undefined {
     return this.#cache.at(virtualMemoryOf(vcpu, this.#memory), vcpu.rip, codeMode(vcpu));
+  }
+
+  /**
+   * Bytes that the instruction at RIP accesses from `gva` on, for a backend that does not tell:
+   * VT-x has no field for it (SDM 28.2.1). They may go on in the next page.
+   * @returns 0 when they cannot be known
+   */
+  size(vcpu: Vcpu, gva: number): number {
+    const insn = this.instruction(vcpu);
+    return insn === undefined ? 0 : bytesAccessedAt(vcpu, insn, gva);
   }
 
   /**
