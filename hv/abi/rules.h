@@ -42,6 +42,31 @@ static inline int hvi_can_skip(__u32 reason, __u32 insn_len, __u32 access)
 	}
 }
 
+/*
+ * An event that no vCPU could ever take is a mistake of the engine's, not the
+ * guest's. Software events have an instruction: not every CPU enters a length
+ * of 0 (SDM 26.2.1.3; IA32_VMX_MISC bit 30).
+ */
+static inline int hvi_event_ok(const struct hvi_event *e)
+{
+	if (!(e->flags & HVI_EVENT_VALID))
+		return 1;
+	switch (e->type) {
+	case HVI_EVENT_EXTERNAL:
+		return e->vector < 256;
+	case HVI_EVENT_NMI:
+		return e->vector == 2;
+	case HVI_EVENT_EXCEPTION:
+		return e->vector < 32;
+	case HVI_EVENT_PRIV_SOFT: case HVI_EVENT_SOFT_EXCEPTION:
+		return e->vector < 32 && e->insn_len - 1 < 15;
+	case HVI_EVENT_SOFT_INT:
+		return e->vector < 256 && e->insn_len - 1 < 15;
+	default:
+		return 0;
+	}
+}
+
 /* Whether a range of EMULATE lies in the bytes given and in one page. */
 static inline int hvi_emulate_range_ok(const struct hvi_emulate_range *r)
 {

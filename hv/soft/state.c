@@ -1,19 +1,16 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * state.c - the vCPU page: reset, loading what the engine changed (with the
- * checks that VM entry makes, SDM 27.3.1), storing everything at an exit.
+ * checks that VM entry makes, hv/abi/state.h), storing everything at an exit.
  */
+#include "../abi/state.h"
 #include "more.h"
 #include "native.h"
 
 #define CR0_PE	(1ull << 0)
 #define CR0_PG	(1ull << 31)
-#define CR0_ALL	0xe005003full
 #define CR4_PAE	(1ull << 5)
-#define CR4_PCIDE (1ull << 17)
-#define EFER_LME (1ull << 8)
 #define EFER_LMA (1ull << 10)
-#define EFER_ALL 0xd01ull		/* SCE, LME, LMA, NXE */
 
 void state_reset(struct cpu *c)
 {
@@ -76,54 +73,11 @@ void state_reset(struct cpu *c)
 	mmu_flush_all(c);
 }
 
-static bool canonical(u64 a, bool la57)
-{
-	unsigned int s = la57 ? 7 : 16;
-
-	return (u64)((i64)(a << s) >> s) == a;
-}
-
-/*
- * Names of invalid fields for HVI_EXIT_ENTRY_FAILED's value: VMCS encodings
- * (SDM appendix B), so that both backends speak of the same thing.
- */
-#define F_CR0	0x6800
-#define F_CR3	0x6802
-#define F_CR4	0x6804
-#define F_RIP	0x681e
-#define F_RFLAGS 0x6820
-#define F_EFER	0x2806
-#define F_CS	0x4816
-#define F_TR	0x4822
-#define F_PDPTE	0x280a
-#define F_BASE	0x6806
-#define F_STATE	0x4826
-#define F_XCR0	0x20ff
-
 static u32 load_cr(struct cpu *c, const struct hvi_vcpu *p)
 {
 	struct cpu_more *m = c->more;
 	u64 efer = p->efer;
 
-	if ((p->cr0 & ~CR0_ALL & ~0x10ull) || ((p->cr0 & CR0_PG) && !(p->cr0 & CR0_PE)) ||
-	    ((p->cr0 & (1ull << 29)) && !(p->cr0 & (1ull << 30))))
-		return F_CR0;
-	if (p->cr4 & ~cpuid_cr4_mask(c))
-		return F_CR4;
-	if (efer & ~EFER_ALL)
-		return F_EFER;
-	if (!!(efer & EFER_LMA) != ((efer & EFER_LME) && (p->cr0 & CR0_PG)))
-		return F_EFER;
-	if ((efer & EFER_LMA) && !(p->cr4 & CR4_PAE))
-		return F_CR4;
-	if ((p->cr4 & CR4_PCIDE) && !(efer & EFER_LMA))
-		return F_CR4;
-	if (p->cr3 & ~PHYS_MASK)
-		return F_CR3;
-	if (p->cr8 > 15)
-		return F_STATE;
-	if (!(p->xcr0 & 1) || (p->xcr0 & ~cpuid_xcr0_mask(c)) || (p->xcr0 & 6) == 4)
-		return F_XCR0;
 	c->cr0 = p->cr0 | 0x10;
 	c->cr2 = p->cr2;
 	c->cr4 = p->cr4;
@@ -133,46 +87,36 @@ static u32 load_cr(struct cpu *c, const struct hvi_vcpu *p)
 	c->cr3 = p->cr3;
 	if ((c->cr0 & CR0_PG) && (c->cr4 & CR4_PAE) && !(efer & EFER_LMA) && !mmu_load_pdptes(c, c->cr3)) {
 		memset(m->pdpte, 0, sizeof(m->pdpte));
-		return F_PDPTE;
+		return HVI_FIELD_GUEST_PDPTE0;
 	}
 	return 0;
 }
 
-static u32 load_segments(struct cpu *c, const struct hvi_vcpu *p)
+static void load_segments(struct cpu *c, const struct hvi_vcpu *p)
 {
 	struct cpu_more *m = c->more;
-	bool lma = p->efer & EFER_LMA, la57 = p->cr4 & (1u << 12);
-	const struct hvi_segment *cs = &p->seg[HVI_CS];
 
-	if (!(cs->access & 0x80) || (cs->access & HVI_SEG_UNUSABLE) || !(cs->access & 0x10))
-		return F_CS;
-	if (lma && (cs->access & (1u << 13)) && (cs->access & (1u << 14)))
-		return F_CS;
-	if ((p->cr0 & CR0_PE) && !(p->rflags & FL_VM) && !(cs->access & 8) && (cs->access & 15) != 3)
-		return F_CS;
-	for (int i = 0; i < HVI_SEGS; i++) {
-		if (i >= HVI_FS ? !canonical(p->seg[i].base, la57) : p->seg[i].base >> 32)
-			return F_BASE + 2 * i;
-	}
-	if (!canonical(p->tr.base, la57) || !canonical(p->ldtr.base, la57))
-		return F_TR;
 	memcpy(c->seg, p->seg, sizeof(c->seg));
-	for (int i = 0; i < HVI_SEGS; i++)
+	for (int i = 0; i < HVI_SEGS; i++) {
+		c->seg[i].access &= 0x1f0ff;
 		memset(c->seg[i].reserved, 0, sizeof(c->seg[i].reserved));
+	}
 	m->ldtr = p->ldtr;
 	m->tr = p->tr;
 	/* CPL is SS.DPL (SDM 24.4.1), 0 in real mode, 3 in virtual-8086 mode. */
 	c->cpl = p->rflags & FL_VM ? 3 : p->cr0 & CR0_PE ? p->seg[HVI_SS].access >> 5 & 3 : 0;
-	return 0;
 }
 
 u32 state_load(struct cpu *c, u32 groups)
 {
 	struct cpu_more *m = c->more;
 	const struct hvi_vcpu *p = m->page;
+	struct hvi_limits limits = { cpuid_cr4_mask(c), cpuid_xcr0_mask(c), PHYS_BITS };
 	bool mode = false;
-	u32 bad;
+	u32 bad = groups & ~HVI_STATE_GPR ? hvi_bad_state(p, &limits) : hvi_bad_rip(p);
 
+	if (bad)
+		return bad;
 	if (groups & HVI_STATE_GPR) {
 		u64 rip = p->rip;
 
@@ -186,8 +130,6 @@ u32 state_load(struct cpu *c, u32 groups)
 		if (rip != c->rip)
 			m->shadow = 0;
 		c->rip = rip;
-		if ((p->rflags & FL_VM) && ((p->efer & EFER_LMA) || !(p->cr0 & CR0_PE)))
-			return F_RFLAGS;
 	}
 	if (groups & (HVI_STATE_CR | HVI_STATE_MSR)) {
 		bad = load_cr(c, p);
@@ -196,25 +138,16 @@ u32 state_load(struct cpu *c, u32 groups)
 		mode = true;
 	}
 	if (groups & (HVI_STATE_SEG | HVI_STATE_CR | HVI_STATE_MSR)) {
-		bad = load_segments(c, p);
-		if (bad)
-			return bad;
+		load_segments(c, p);
 		mode = true;
 	}
 	if (groups & HVI_STATE_TABLES) {
-		bool la57 = c->cr4 & (1u << 12);
-
-		if (!canonical(p->gdtr.base, la57) || !canonical(p->idtr.base, la57))
-			return 0x6816;
 		m->gdtr = p->gdtr;
 		m->idtr = p->idtr;
 		m->gdtr.limit &= 0xffff;
 		m->idtr.limit &= 0xffff;
 	}
 	if (groups & HVI_STATE_MSR) {
-		if (!canonical(p->lstar, false) || !canonical(p->kernel_gs_base, false) ||
-		    !canonical(p->sysenter_esp, false) || !canonical(p->sysenter_eip, false))
-			return F_EFER;
 		m->star = p->star;
 		m->lstar = p->lstar;
 		m->cstar = p->cstar;
@@ -247,15 +180,11 @@ u32 state_load(struct cpu *c, u32 groups)
 		m->pending_debug = p->pending_debug & 0x600f;
 		if (p->mp_state <= HVI_MP_SHUTDOWN)
 			m->mp_state = p->mp_state;
-		else if (p->mp_state != HVI_MP_PAUSED)
-			return F_STATE;
 	}
 	if (mode)
 		cpu_mode_changed(c);
 	if (groups & (HVI_STATE_CR | HVI_STATE_MSR))
 		mmu_flush_all(c);
-	if (c->code_bits == 64 ? !canonical(c->rip, c->cr4 & (1u << 12)) : c->rip >> 32)
-		return F_RIP;
 	return 0;
 }
 

@@ -253,25 +253,6 @@ static void finish_exit(struct cpu *c)
 	m->page->counters.exits++;
 }
 
-/* An event that no vCPU could ever take is a mistake of the engine's, not the guest's. */
-static bool event_ok(const struct hvi_event *e)
-{
-	if (!(e->flags & HVI_EVENT_VALID))
-		return true;
-	switch (e->type) {
-	case HVI_EVENT_EXTERNAL:
-		return e->vector < 256;
-	case HVI_EVENT_NMI:
-		return e->vector == X_NMI;
-	case HVI_EVENT_EXCEPTION: case HVI_EVENT_PRIV_SOFT: case HVI_EVENT_SOFT_EXCEPTION:
-		return e->vector < 32 && e->insn_len <= 15;
-	case HVI_EVENT_SOFT_INT:
-		return e->vector < 256 && e->insn_len <= 15;
-	default:
-		return false;
-	}
-}
-
 /* Take what the engine changed in the pages. 0, an errno, or 1 when a state is invalid (*who has it). */
 static int enter(struct vm *vm, struct cpu **who)
 {
@@ -280,7 +261,7 @@ static int enter(struct vm *vm, struct cpu **who)
 		struct cpu_more *m = c->more;
 		u32 view = m->page->view, keep = m->step_back != ~0u ? m->step_back : m->view;
 
-		if (!event_ok(&m->page->event))
+		if (!hvi_event_ok(&m->page->event))
 			return -EINVAL;
 		if (view != keep && (view >= HVI_MAX_VIEWS || !vm->view[view].used))
 			return -EINVAL;
@@ -319,7 +300,7 @@ static int enter(struct vm *vm, struct cpu **who)
 			m->reload = true;
 			memset(&m->page->exit, 0, sizeof(m->page->exit));
 			m->page->exit.reason = HVI_EXIT_ENTRY_FAILED;
-			m->page->exit.number = 33;	/* SDM appendix C: invalid guest state */
+			m->page->exit.number = HVI_ENTRY_BAD_GUEST;
 			m->page->exit.value = bad;
 			*who = c;
 			return 1;
