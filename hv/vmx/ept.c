@@ -5,6 +5,7 @@
  * where 512 pages are alike and lie together, and kept in step from then on.
  */
 #include <linux/err.h>
+#include <linux/sched/signal.h>
 #include <linux/uaccess.h>
 #include "hvi_vmx.h"
 
@@ -354,6 +355,15 @@ static void apply(struct vm *vm, u32 view, const struct hvi_ept_range *r)
 			merge(vm, view, gfn);
 }
 
+/* Between two of many ranges, each of which may be all of RAM. A caller that is killed does not see the end. */
+static int give_way(u32 done)
+{
+	if (done % 64 != 63)
+		return 0;
+	cond_resched();
+	return fatal_signal_pending(current) ? -EINTR : 0;
+}
+
 int ept_set(struct vm *vm, const struct hvi_ept *a)
 {
 	struct hvi_ept_range few[4], *r = few;
@@ -373,9 +383,11 @@ int ept_set(struct vm *vm, const struct hvi_ept *a)
 	for (i = 0; !err && i < a->count; i++)
 		err = range_ok(vm, &r[i]);
 	for (i = 0; !err && i < a->count; i++)
-		err = prepare(vm, a->view, &r[i]);
-	for (i = 0; !err && i < a->count; i++)
+		err = prepare(vm, a->view, &r[i]) ?: give_way(i);
+	for (i = 0; !err && i < a->count; i++) {
 		apply(vm, a->view, &r[i]);
+		err = give_way(i);
+	}
 	if (r != few)
 		kvfree(r);
 	return err;
@@ -450,7 +462,7 @@ int view_create(struct vm *vm, struct hvi_view *a)
 		return -ENOSPC;
 	from = &vm->view[a->from];
 	v = &vm->view[i];
-	v->rights = kvmalloc(max(vm->ram_pages, 1u), GFP_KERNEL_ACCOUNT);
+	v->rights = kvmalloc(max(vm->ram_pages, 1u), GFP_KERNEL_ACCOUNT | __GFP_RETRY_MAYFAIL);
 	if (from->remap)
 		v->remap = kvmalloc_array(vm->ram_pages, sizeof(u32), GFP_KERNEL_ACCOUNT);
 	if (!v->rights || (from->remap && !v->remap) || view_init(vm, i)) {

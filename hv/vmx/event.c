@@ -8,6 +8,7 @@
  * exit says that it was delivered. Only for HVI_EVENT_NOTIFY MTF makes that exit
  * come before the handler's first instruction.
  */
+#include "../abi/rules.h"
 #include "hvi_vmx.h"
 
 static bool contributory(const struct event *e)
@@ -115,38 +116,8 @@ bool can_take_irq(struct vcpu *v)
 {
 	return (vmcs_read(F_GUEST_RFLAGS) & FLAG_IF) &&
 	       !(vmcs_read32(F_INTERRUPTIBILITY) & (HVI_BLOCK_STI | HVI_BLOCK_MOV_SS)) &&
-	       !v->evt.valid && !(vmcs_read(F_PENDING_DEBUG) & 0x400f) &&
+	       !v->evt.valid && !pending_debug() &&
 	       (v->mp_state == HVI_MP_RUNNING || v->mp_state == HVI_MP_HALTED);
-}
-
-/* An event that no vCPU could ever take is a mistake of the engine's, not the guest's. */
-bool event_ok(const struct hvi_event *e)
-{
-	if (!(e->flags & HVI_EVENT_VALID))
-		return true;
-	switch (e->type) {
-	case HVI_EVENT_EXTERNAL:
-		return e->vector < 256;
-	case HVI_EVENT_NMI:
-		return e->vector == VEC_NMI;
-	case HVI_EVENT_EXCEPTION: case HVI_EVENT_PRIV_SOFT: case HVI_EVENT_SOFT_EXCEPTION:
-		return e->vector < 32 && e->insn_len <= 15;
-	case HVI_EVENT_SOFT_INT:
-		return e->vector < 256 && e->insn_len <= 15;
-	default:
-		return false;
-	}
-}
-
-/* An NMI waits until NMIs are unblocked (SDM 6.7.1), its event stays VALID; all else is taken at once. */
-bool has_engine_event(struct vcpu *v)
-{
-	const struct hvi_event *e = &v->page->event;
-
-	if (!(READ_ONCE(e->flags) & HVI_EVENT_VALID))
-		return false;
-	return READ_ONCE(e->type) != HVI_EVENT_NMI ||
-	       !(vmcs_read32(F_INTERRUPTIBILITY) & (HVI_BLOCK_STI | HVI_BLOCK_MOV_SS | HVI_BLOCK_NMI));
 }
 
 /* SDM 26.2.1.3: which exceptions have an error code in the VM-entry field. */
@@ -157,22 +128,31 @@ static bool error_code_fits(const struct hvi_event *e)
 	return e->type == HVI_EVENT_EXCEPTION && has;
 }
 
-static int take_engine_event(struct vcpu *v)
+static bool can_take(struct vcpu *v, const struct hvi_event *e)
 {
-	struct hvi_event e = v->page->event;
-	bool can = event_ok(&e);
+	if (!hvi_event_ok(e) || (v->mp_state != HVI_MP_RUNNING && v->mp_state != HVI_MP_HALTED))
+		return false;
+	return e->type != HVI_EVENT_EXTERNAL || can_take_irq(v);
+}
 
-	v->page->event.flags &= ~HVI_EVENT_VALID;
-	v->page->event.status = HVI_EVENT_PENDING;
-	if (e.type == HVI_EVENT_EXTERNAL && !can_take_irq(v))
-		can = false;
-	if (v->mp_state != HVI_MP_RUNNING && v->mp_state != HVI_MP_HALTED)
-		can = false;
-	if (!can) {
+/* An NMI waits until NMIs are unblocked (SDM 6.7.1), its event stays VALID; all else is taken at once. */
+static void take_engine_event(struct vcpu *v)
+{
+	struct hvi_event e;
+
+	take(&e, &v->page->event, sizeof(e));
+	if (!(e.flags & HVI_EVENT_VALID))
+		return;
+	if (e.type == HVI_EVENT_NMI &&
+	    (vmcs_read32(F_INTERRUPTIBILITY) & (HVI_BLOCK_STI | HVI_BLOCK_MOV_SS | HVI_BLOCK_NMI)))
+		return;
+	v->page->event.flags = e.flags & ~HVI_EVENT_VALID;
+	if (!can_take(v, &e)) {
 		v->page->event.status = HVI_EVENT_LOST;
 		v->notify_injected |= !!(e.flags & HVI_EVENT_NOTIFY);
-		return 0;
+		return;
 	}
+	v->page->event.status = HVI_EVENT_PENDING;
 	v->mp_state = HVI_MP_RUNNING;
 	v->evt = (struct event){
 		.valid = true, .injected = true, .notify = e.flags & HVI_EVENT_NOTIFY,
@@ -181,7 +161,6 @@ static int take_engine_event(struct vcpu *v)
 		.set_cr2 = e.flags & HVI_EVENT_CR2, .cr2 = e.cr2,
 		.len = e.type >= HVI_EVENT_SOFT_INT ? e.insn_len : 0,
 	};
-	return 0;
 }
 
 /* What comes before the next instruction: a notice, the engine's event, an open window. */
@@ -192,6 +171,9 @@ int event_pending(struct vcpu *v)
 		v->mp_state = HVI_MP_SHUTDOWN;
 		return exit_engine(v, HVI_EXIT_SHUTDOWN);
 	}
+	if (!v->evt.valid && !v->notify_injected && !v->notify_step &&
+	    (READ_ONCE(v->page->event.flags) & HVI_EVENT_VALID))
+		take_engine_event(v);
 	if (v->notify_injected) {
 		v->notify_injected = false;
 		return exit_engine(v, HVI_EXIT_INJECTED);
@@ -199,11 +181,6 @@ int event_pending(struct vcpu *v)
 	if (v->notify_step) {
 		v->notify_step = false;
 		return exit_engine(v, HVI_EXIT_STEP);
-	}
-	if (!v->evt.valid && has_engine_event(v)) {
-		take_engine_event(v);
-		if (!v->evt.valid)
-			return event_pending(v);	/* lost: told at most once, VALID is clear */
 	}
 	if (!v->evt.valid && READ_ONCE(v->page->want_irq_window) && can_take_irq(v))
 		return exit_engine(v, HVI_EXIT_IRQ_WINDOW);

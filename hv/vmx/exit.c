@@ -193,10 +193,28 @@ static u64 rep_count(struct vcpu *v)
 	return size == 0 ? (u16)count : size == 1 ? (u32)count : count;
 }
 
+/* A port that the engine has switched off, without a device. INS and OUTS go to the engine all the same. */
+static bool io_silent(struct vcpu *v, u64 q)
+{
+	u32 port = q >> 16 & 0xffff, size = (q & 7) + 1;
+	u64 *rax = &v->gpr[HVI_RAX];
+
+	if ((q & (1u << 4)) || port + size > PORTS ||
+	    find_next_zero_bit(v->vm->io_silent, port + size, port) < port + size)
+		return false;
+	if (q & (1u << 3))
+		*rax = size == 4 ? 0xffffffff : *rax | (size == 2 ? 0xffff : 0xff);
+	skip(v, v->rip_len);
+	return true;
+}
+
 static int exit_io(struct vcpu *v)
 {
 	u64 q = vmcs_read(F_QUALIFICATION), value = v->gpr[HVI_RAX];
 	struct hvi_exit *x;
+
+	if (unlikely(v->vm->any_silent) && io_silent(v, q))
+		return 0;
 
 	if ((q & 0x30) == 0x30 && !rep_count(v)) {	/* no element: nothing to do */
 		skip(v, v->rip_len);

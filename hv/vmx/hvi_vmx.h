@@ -38,6 +38,7 @@
 #define NO_PAGE		0xffffffffu	/* not a page of RAM */
 #define MAX_RAM		(64ull << 30)
 #define MSR_RANGE	8192
+#define PORTS		65536
 #define MAX_OVERRIDES	16
 #define SLICE_TICKS	200000		/* guest TSC a vCPU runs while others wait */
 #define VEC_DB		1
@@ -51,6 +52,8 @@
 #define VEC_MC		18
 
 #define CR0_GUEST_MASK	0xe005003full	/* bits that a guest may set */
+#define PENDING_ENABLED	(1u << 12)	/* of pending debug exceptions: B0-B3 count */
+#define PENDING_BS	(1u << 14)
 #define DR6_FIXED	0xffff0ff0ull
 #define DR7_FIXED	0x400ull
 #define FLAG_TF		(1u << 8)
@@ -118,7 +121,8 @@ struct vm {
 	struct mutex lock;
 	atomic_t waiters;		/* that want the lock from a running guest */
 	wait_queue_head_t wake;
-	struct task_struct *runner;
+	struct task_struct *runner;	/* in HVI_RUN; it gives the lock away when others want it */
+	bool lock_lost;			/* it was killed before it had the lock again */
 
 	u32 ncpus;
 	struct vcpu *cpu[HVI_MAX_VCPUS];
@@ -142,7 +146,9 @@ struct vm {
 	u64 cr0_exit, cr4_exit;
 	bool cr3_exit, cr8_exit, xsetbv_exit, vmcall_exit, cpuid_exit, hlt_exit;
 	u32 dtr_exit, exception_exit;
-	unsigned long *io_bitmap;	/* two pages */
+	unsigned long *io_bitmap;	/* two pages, all ones: every port exits to the module */
+	unsigned long *io_silent;	/* ports that do not exit to the engine */
+	bool any_silent;
 	unsigned long *msr_bitmap;	/* one page: read low, read high, write low, write high */
 	DECLARE_BITMAP(msr_read, 2 * MSR_RANGE);	/* that the engine asked for */
 	DECLARE_BITMAP(msr_write, 2 * MSR_RANGE);
@@ -195,7 +201,7 @@ struct vcpu {
 	u64 host_cr3, host_cr4, host_debugctl;
 	u32 primary_now, secondary_now, exception_now;
 	u64 eptp_now;
-	u16 host_ds, host_es;
+	u16 host_ds, host_es, host_ldt;
 	bool irq_open, nmi_open, debug_pending;	/* as of the last vcpu_put */
 
 	u64 cr2, cr8, xcr0;
@@ -219,7 +225,9 @@ struct vcpu {
 	bool pass_exception;
 	bool notify_injected, notify_step, shut_down;
 	bool pass_dtr;			/* one instruction without descriptor-table exits */
-	bool reload;
+	u32 reload;			/* groups of the page to load, whatever is dirty */
+	bool entered;			/* since the page was loaded */
+	u32 page_view;			/* the page's view, checked */
 	bool in_exit;
 	u32 spurious;
 
@@ -237,7 +245,7 @@ struct vcpu {
 	u32 applied;			/* overrides that stand in the tables */
 	bool priv_flush;
 
-	u64 failed_field;
+	struct hvi_vcpu taken;		/* copy of the page, checked and loaded */
 };
 
 /* mem.c */
@@ -303,7 +311,8 @@ void set_guest_cr0(struct vcpu *v, u64 cr0);
 void set_guest_cr4(struct vcpu *v, u64 cr4);
 void set_guest_efer(struct vcpu *v, u64 efer);
 void state_masks(struct vcpu *v);
-u32 check_guest_state(void);
+u32 pending_debug(void);					/* DR6 bits of a #DB to come; VMCS loaded */
+u32 check_failed_entry(struct vcpu *v, u32 number);		/* check.c; enum hvi_field */
 
 /* run.c */
 int run(struct vm *vm, struct hvi_run *a);
@@ -330,8 +339,6 @@ void event_vectoring(struct vcpu *v);				/* after each exit */
 void event_merge(struct vcpu *v, const struct event *second);
 void event_put(struct vcpu *v);					/* v->evt into the VMCS */
 int event_pending(struct vcpu *v);				/* before an entry: the engine's; reason or 0 */
-bool event_ok(const struct hvi_event *e);
-bool has_engine_event(struct vcpu *v);
 
 /* msr.c */
 bool msr_read(struct vcpu *v, u32 index, u64 *value);
@@ -404,6 +411,13 @@ static inline bool is_canonical(u64 a, bool la57)
 	unsigned int s = la57 ? 7 : 16;
 
 	return (u64)((s64)(a << s) >> s) == a;
+}
+
+/* From where user space may write at any time; what is read from the copy stays the same. */
+static __always_inline void take(void *to, const void *from, size_t size)
+{
+	memcpy(to, from, size);
+	barrier();
 }
 
 /* ---- VMX instructions -------------------------------------------------------------- */

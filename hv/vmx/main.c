@@ -136,7 +136,6 @@ static int locked(struct vm *vm, unsigned int request, union argument *a)
 	if (!vm->ncpus)
 		return -EINVAL;
 	switch (request) {
-	case HVI_RUN: return run(vm, &a->run);
 	case HVI_INTERCEPT: return vm_intercept(vm, &a->intercept);
 	case HVI_FETCH: case HVI_RESET: return vcpu_op(vm, request, &a->op);
 	case HVI_EPT_SET: return ept_set(vm, &a->ept);
@@ -196,6 +195,9 @@ static long hvi_ioctl(struct file *file, unsigned int request, unsigned long arg
 	switch (request) {
 	case HVI_GET_INFO: case HVI_GET_CPUID: case HVI_PAUSE: case HVI_RESUME: case HVI_KICK:
 		r = without_lock(vm, request, &a);
+		break;
+	case HVI_RUN:
+		r = run(vm, &a.run);
 		break;
 	default:
 		r = vm_lock(vm);

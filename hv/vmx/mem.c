@@ -7,11 +7,14 @@
 #include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/highmem.h>
+#include <linux/sched/signal.h>
 #include "hvi_vmx.h"
 
 #define CHUNK		512u		/* pages of a large one */
 #define CHUNK_ORDER	9
 #define GFP_GUEST	(GFP_KERNEL_ACCOUNT | __GFP_ZERO)
+/* What a caller asks for in one go, and may ask too much of: it fails before others are killed for it. */
+#define GFP_MODEST	(GFP_KERNEL_ACCOUNT | __GFP_RETRY_MAYFAIL | __GFP_NOWARN)
 
 /* Page number in RAM of a GFN, or NO_PAGE. */
 u32 ram_index(const struct vm *vm, u64 gfn)
@@ -29,9 +32,9 @@ u32 ram_index(const struct vm *vm, u64 gfn)
 
 static struct slot *slot_of(const struct vm *vm, u32 index)
 {
-	u32 i;
+	u32 n = smp_load_acquire(&vm->nslots), i;
 
-	for (i = 0; i < vm->nslots; i++)
+	for (i = 0; i < n; i++)
 		if (index - vm->slot[i].first < vm->slot[i].pages)
 			return (struct slot *)&vm->slot[i];
 	return NULL;
@@ -127,6 +130,13 @@ void *gpa_host(const struct vm *vm, u64 gpa)
 	return p ? page_address(p) + (gpa & ~PAGE_MASK) : NULL;
 }
 
+/* kernel_read logs a warning for what it cannot read, such as most files of /proc. */
+static bool file_ok(const struct file *f)
+{
+	return S_ISREG(file_inode(f)->i_mode) && (f->f_mode & FMODE_READ) && (f->f_mode & FMODE_CAN_READ) &&
+	       f->f_op->read_iter && !f->f_op->read;
+}
+
 int mem_add(struct vm *vm, struct hvi_memory *a)
 {
 	struct slot *s = &vm->slot[vm->nslots];
@@ -159,15 +169,15 @@ int mem_add(struct vm *vm, struct hvi_memory *a)
 		file = fget(a->fd);
 		if (!file)
 			return -EBADF;
-		if (!(file->f_mode & FMODE_READ) || !S_ISREG(file_inode(file)->i_mode)) {
+		if (!file_ok(file)) {
 			fput(file);
 			return -EACCES;
 		}
 	}
-	page = kvcalloc(pages, sizeof(*page), GFP_KERNEL_ACCOUNT);
-	rights = kvmalloc(old + pages, GFP_KERNEL_ACCOUNT);
+	page = kvcalloc(pages, sizeof(*page), GFP_MODEST);
+	rights = kvmalloc(old + pages, GFP_MODEST);
 	if (v->remap)
-		remap = kvmalloc_array(old + pages, sizeof(u32), GFP_KERNEL_ACCOUNT);
+		remap = kvmalloc_array(old + pages, sizeof(u32), GFP_MODEST);
 	if (!page || !rights || (v->remap && !remap)) {
 		kvfree(page);
 		kvfree(rights);
@@ -190,8 +200,8 @@ int mem_add(struct vm *vm, struct hvi_memory *a)
 	mutex_lock(&vm->ram_lock);
 	*s = (struct slot){ .gfn = gfn, .pages = pages, .first = old, .file = file,
 			    .file_offset = a->fd_offset, .page = page };
-	vm->nslots++;
-	vm->ram_pages += pages;
+	smp_store_release(&vm->nslots, vm->nslots + 1);		/* page faults look there without a lock */
+	WRITE_ONCE(vm->ram_pages, old + pages);
 	mutex_unlock(&vm->ram_lock);
 	vm->top_gfn = max(vm->top_gfn, gfn + pages);
 	a->ram_offset = (u64)old << PAGE_SHIFT;
@@ -214,7 +224,7 @@ int mem_add_spare(struct vm *vm, struct hvi_spare *a)
 		vm->spare = spare;
 	}
 	for (i = 0; i < a->count; i++) {
-		struct page *p = alloc_page(GFP_GUEST);
+		struct page *p = fatal_signal_pending(current) ? NULL : alloc_page(GFP_MODEST | __GFP_ZERO);
 
 		if (!p) {
 			while (i--) {

@@ -433,7 +433,7 @@ static void set_one(struct vcpu *v, const struct hvi_msr_entry *e)
 		return;
 	}
 	*field = e->value;
-	v->page->dirty |= group;
+	v->reload |= group;
 }
 
 int msr_access(struct vm *vm, const struct hvi_msrs *a, bool set)

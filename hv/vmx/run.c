@@ -18,10 +18,21 @@ u64 guest_tsc(const struct vcpu *v)
 
 /* ---- replies ------------------------------------------------------------------------------ */
 
-/* r is a copy: the page may change under us. */
-static int reply_ok(struct vcpu *v, const struct hvi_reply *r)
+/*
+ * Of the vCPU that exited last: what the engine left in its page, copied
+ * before it is checked, since the page may change under us. Of bytes, those
+ * that the action needs. The exit is the engine's to change too: nothing of
+ * it is trusted.
+ */
+struct answer {
+	struct hvi_exit exit;
+	struct hvi_reply reply;
+};
+
+static int reply_ok(struct vcpu *v, const struct answer *a)
 {
-	const struct hvi_exit *x = &v->page->exit;
+	const struct hvi_reply *r = &a->reply;
+	const struct hvi_exit *x = &a->exit;
 
 	switch (r->action) {
 	case HVI_REPLY_RESUME:
@@ -29,7 +40,7 @@ static int reply_ok(struct vcpu *v, const struct hvi_reply *r)
 	case HVI_REPLY_INJECT:
 		return 0;
 	case HVI_REPLY_SKIP:
-		return hvi_can_skip(x->reason, READ_ONCE(x->insn_len), x->access) ? 0 : -EINVAL;
+		return hvi_can_skip(x->reason, x->insn_len, x->access) ? 0 : -EINVAL;
 	case HVI_REPLY_EMULATE:
 		if (!hvi_emulate_range_ok(&r->range[0]) || !hvi_emulate_range_ok(&r->range[1]))
 			return -EINVAL;
@@ -100,9 +111,10 @@ static int resume(struct vcpu *v, const struct hvi_exit *x, const struct hvi_rep
 	}
 }
 
-static int take_reply(struct vcpu *v, const struct hvi_reply *r)
+static int take_reply(struct vcpu *v, const struct answer *a)
 {
-	struct hvi_exit x = v->page->exit;
+	const struct hvi_reply *r = &a->reply;
+	const struct hvi_exit *x = &a->exit;
 
 	v->page->reply.action = HVI_REPLY_RESUME;
 	v->in_exit = false;
@@ -110,19 +122,19 @@ static int take_reply(struct vcpu *v, const struct hvi_reply *r)
 		step_drop(v);		/* the engine moved the guest elsewhere */
 	switch (r->action) {
 	case HVI_REPLY_RESUME:
-		return resume(v, &x, r);
+		return resume(v, x, r);
 	case HVI_REPLY_SKIP:
-		skip_reply(v, &x);
+		skip_reply(v, x);
 		break;
 	case HVI_REPLY_RETRY:
-		if (x.reason == HVI_EXIT_EXCEPTION)
+		if (x->reason == HVI_EXIT_EXCEPTION)
 			v->evt.valid = false;
 		break;
 	case HVI_REPLY_EMULATE:
-		override(v, &x, OV_EMULATE, r);
+		override(v, x, OV_EMULATE, r);
 		break;
 	case HVI_REPLY_SCRATCH:
-		override(v, &x, OV_SCRATCH, r);
+		override(v, x, OV_SCRATCH, r);
 		break;
 	case HVI_REPLY_STEP:
 		if (v->step_back == ~0u)
@@ -141,7 +153,7 @@ static int take_reply(struct vcpu *v, const struct hvi_reply *r)
 
 /* ---- what the engine changed -------------------------------------------------------------------- */
 
-static int entry_failed(struct vcpu *v, u32 number, u64 field)
+static int entry_failed(struct vcpu *v, u32 number, u32 field)
 {
 	struct hvi_exit *x = exit_record(v, HVI_EXIT_ENTRY_FAILED);
 
@@ -150,65 +162,79 @@ static int entry_failed(struct vcpu *v, u32 number, u64 field)
 	return HVI_EXIT_ENTRY_FAILED;
 }
 
-/* Of a loaded vCPU. 0, or the reason of an exit. */
-static int apply(struct vcpu *v, const struct hvi_reply *r)
+/* Of a loaded vCPU: groups of its page. 0, or the reason of an exit. */
+static int load_page(struct vcpu *v, u32 groups)
 {
-	u32 view = READ_ONCE(v->page->view), groups = v->page->dirty | (v->reload ? HVI_STATE_ALL : 0);
+	u32 bad;
+
+	v->reload = 0;
+	v->entered = false;
+	bad = state_load(v, groups);
+	if (likely(!bad))
+		return 0;
+	v->reload = HVI_STATE_ALL;
+	return entry_failed(v, HVI_ENTRY_BAD_GUEST, bad);
+}
+
+/* Of a loaded vCPU. 0, or the reason of an exit. */
+static int apply(struct vcpu *v, const struct answer *a)
+{
+	u32 groups = READ_ONCE(v->page->dirty) | v->reload;
+	int r = 0;
 
 	if (v->step_back != ~0u)
-		v->step_back = view;
+		v->step_back = v->page_view;
 	else
-		v->view = view;
+		v->view = v->page_view;
 	if (v->controls_gen != v->vm->controls_gen)
 		state_masks(v);
 	if (groups) {
-		u32 bad;
-
 		v->page->dirty = 0;
-		v->reload = false;
-		bad = state_load(v, groups);
-		if (bad) {
-			v->reload = true;
-			return entry_failed(v, X_BAD_STATE, bad);
-		}
+		r = load_page(v, groups & HVI_STATE_ALL);
+		if (r)
+			return r;
 	}
-	return v->vm->last == v && v->in_exit ? take_reply(v, r) : 0;
+	return v->vm->last == v && v->in_exit ? take_reply(v, a) : 0;
 }
 
-static int check_vcpu(struct vcpu *v, struct hvi_reply *r)
+static int check_vcpu(struct vcpu *v, struct answer *a)
 {
 	struct vm *vm = v->vm;
-	u32 view = READ_ONCE(v->page->view), keep = v->step_back != ~0u ? v->step_back : v->view;
-	struct hvi_event e = v->page->event;
+	u32 keep = v->step_back != ~0u ? v->step_back : v->view;
+	struct hvi_reply *r = &a->reply;
+	struct hvi_event e;
 	int err;
 
-	if (!event_ok(&e))
+	take(&e, &v->page->event, sizeof(e));
+	if (!hvi_event_ok(&e))
 		return -EINVAL;
-	if (view != keep && (view >= HVI_MAX_VIEWS || !vm->view[view].used))
+	v->page_view = READ_ONCE(v->page->view);
+	if (v->page_view != keep && (v->page_view >= HVI_MAX_VIEWS || !vm->view[v->page_view].used))
 		return -EINVAL;
 	/* Page-directory pointers are read while nothing may sleep. */
-	if ((v->page->dirty & (HVI_STATE_CR | HVI_STATE_MSR)) || v->reload) {
-		u32 index = ram_index(vm, v->page->cr3 >> PAGE_SHIFT);
+	if ((READ_ONCE(v->page->dirty) | v->reload) & (HVI_STATE_CR | HVI_STATE_MSR)) {
+		u32 index = ram_index(vm, READ_ONCE(v->page->cr3) >> PAGE_SHIFT);
 
 		if (index != NO_PAGE)
 			ram_page(vm, index);
 	}
 	if (vm->last != v || !v->in_exit)
 		return 0;
+	take(&a->exit, &v->page->exit, sizeof(a->exit));
 	r->action = READ_ONCE(v->page->reply.action);
 	if (r->action == HVI_REPLY_STEP) {
 		r->flags = READ_ONCE(v->page->reply.flags);
 		r->step_view = READ_ONCE(v->page->reply.step_view);
 	} else if (r->action == HVI_REPLY_EMULATE) {
-		memcpy(r->range, v->page->reply.range, sizeof(r->range));
-		memcpy(r->bytes, v->page->reply.bytes, sizeof(r->bytes));
+		take(r->range, v->page->reply.range, sizeof(r->range));
+		take(r->bytes, v->page->reply.bytes, sizeof(r->bytes));
 	}
-	err = reply_ok(v, r);
+	err = reply_ok(v, a);
 	if (err)
 		return err;
-	if (v->page->exit.reason == HVI_EXIT_EPT &&
+	if (a->exit.reason == HVI_EXIT_EPT &&
 	    (r->action == HVI_REPLY_RESUME || r->action == HVI_REPLY_EMULATE || r->action == HVI_REPLY_SCRATCH))
-		return step_prepare(v, v->page->exit.gpa >> PAGE_SHIFT, r);
+		return step_prepare(v, a->exit.gpa >> PAGE_SHIFT, r);
 	return 0;
 }
 
@@ -333,7 +359,7 @@ static u32 enter(struct vcpu *v, u64 eptp)
 	reason = vmcs_read32(F_EXIT_REASON);
 	/* An entry that fails while it loads the guest does not launch the VMCS (SDM 26.8). */
 	if (likely(!(reason & REASON_ENTRY_FAILED)))
-		v->launched = true;
+		v->launched = v->entered = true;
 	v->cr2 = native_read_cr2();
 	if (unlikely(v->flying.valid && !(reason & REASON_ENTRY_FAILED)))
 		vmcs_write(F_ENTRY_INTR_INFO, 0);
@@ -341,19 +367,22 @@ static u32 enter(struct vcpu *v, u64 eptp)
 	return reason;
 }
 
+/*
+ * A state that was never entered is the engine's, and stays as it wrote it.
+ * Where the guest has run since, the VMCS has the state, to be stored.
+ */
 static int failed(struct vcpu *v, u32 reason)
 {
-	u32 number;
+	u32 number = reason == ~0u ? vmcs_read32(F_INSN_ERROR) : reason & 0xffff;
+	u32 field = check_failed_entry(v, number);
 
 	vmcs_write(F_ENTRY_INTR_INFO, 0);
 	if (v->flying.valid && v->flying.injected)
 		v->page->event.status = HVI_EVENT_LOST;
 	v->flying.valid = false;
-	v->reload = true;
-	if (reason == ~0u)
-		return entry_failed(v, vmcs_read32(F_INSN_ERROR), 0);
-	number = reason & 0xffff;
-	return entry_failed(v, number, number == X_BAD_STATE ? check_guest_state() : vmcs_read(F_QUALIFICATION));
+	if (!v->entered)
+		v->reload = HVI_STATE_ALL;
+	return entry_failed(v, number, field);
 }
 
 static bool must_leave(struct vm *vm)
@@ -364,7 +393,7 @@ static bool must_leave(struct vm *vm)
 /* Nothing but an event makes a halted vCPU run. */
 static bool runnable(struct vcpu *v)
 {
-	if (v->mp_state == HVI_MP_HALTED && ((vmcs_read(F_PENDING_DEBUG) & 0x400f) || v->evt.valid))
+	if (v->mp_state == HVI_MP_HALTED && (pending_debug() || v->evt.valid))
 		v->mp_state = HVI_MP_RUNNING;
 	return v->mp_state == HVI_MP_RUNNING;
 }
@@ -466,6 +495,16 @@ static struct vcpu *pick(struct vm *vm, struct vcpu **late, struct vcpu **halted
 	return NULL;
 }
 
+/*
+ * The VM's lock again; -EINTR when a signal waits. A thread that is killed does
+ * not wait for it: what another does under it may take its time.
+ */
+static int relock(struct vm *vm)
+{
+	vm->lock_lost = mutex_lock_killable(&vm->lock);
+	return vm->lock_lost || signal_pending(current) ? -EINTR : 0;
+}
+
 /* All halted: sleep to the deadline. 0: look again; -EINTR. */
 static int wait_deadline(struct vm *vm, struct vcpu *v)
 {
@@ -477,24 +516,19 @@ static int wait_deadline(struct vm *vm, struct vcpu *v)
 	ns = mul_u64_u32_div(min_t(u64, left, (u64)tsc_khz * 1000 * 3600), 1000000, tsc_khz);
 	mutex_unlock(&vm->lock);
 	wait_event_interruptible_hrtimeout(vm->wake, READ_ONCE(vm->attention) || atomic_read(&vm->waiters), ns_to_ktime(ns));
-	mutex_lock(&vm->lock);
-	return signal_pending(current) ? -EINTR : 0;
+	return relock(vm);
 }
 
 /* Between slices, with nothing loaded. -EINTR when a signal waits. */
 static int look_around(struct vm *vm)
 {
+	cond_resched();
 	if (atomic_read(&vm->waiters)) {
-		vm->runner = NULL;
 		mutex_unlock(&vm->lock);
 		wait_event_interruptible(vm->wake, !atomic_read(&vm->waiters));
-		mutex_lock(&vm->lock);
-		vm->runner = current;
+		return relock(vm);
 	}
-	if (signal_pending(current))
-		return -EINTR;
-	cond_resched();
-	return 0;
+	return signal_pending(current) ? -EINTR : 0;
 }
 
 /* The vCPU on this CPU; NULL: none. Its page is filled in before it is put away. */
@@ -507,7 +541,7 @@ static void put(struct vcpu **on)
 	state_store(v);
 	v->irq_open = v->page->irq_ready;
 	v->nmi_open = !(vmcs_read32(F_INTERRUPTIBILITY) & (HVI_BLOCK_STI | HVI_BLOCK_MOV_SS | HVI_BLOCK_NMI));
-	v->debug_pending = vmcs_read(F_PENDING_DEBUG) & 0x400f;
+	v->debug_pending = pending_debug();
 	vcpu_put(v);
 	*on = NULL;
 }
@@ -563,6 +597,12 @@ static int execute(struct vm *vm, struct vcpu **on, struct vcpu **who)
 				return r;
 			if (v->controls_gen != vm->controls_gen)
 				state_masks(v);
+			if (unlikely(v->reload)) {	/* HVI_RESET or HVI_SET_MSRS came in between */
+				*who = v;
+				r = load_page(v, v->reload);
+				if (r)
+					return r;
+			}
 		}
 		r = slice(v);
 		if (r == EXIT_FILL) {
@@ -586,35 +626,32 @@ static int execute(struct vm *vm, struct vcpu **on, struct vcpu **who)
 	}
 }
 
-int run(struct vm *vm, struct hvi_run *a)
+/* With the VM's lock, unless vm->lock_lost. */
+static int run_locked(struct vm *vm, struct hvi_run *a)
 {
-	struct hvi_reply reply;
+	struct answer answer;
 	struct vcpu *on = NULL, *who = NULL;
 	int r = 0;
 	u64 gap;
 	u32 i;
 
-	if (a->flags & ~HVI_RUN_DEADLINE)
-		return -EINVAL;
-	vm->started = true;
 	for (i = 0; i < vm->ncpus && !r; i++)
-		r = check_vcpu(vm->cpu[i], &reply);
+		r = check_vcpu(vm->cpu[i], &answer);
 	if (r)
 		return r;
 	vm->has_deadline = a->flags & HVI_RUN_DEADLINE;
-	vm->runner = current;
 	/* What the engine did in between took the guest no time. */
 	for (i = 0, gap = rdtsc() - vm->stopped_at; i < vm->ncpus; i++)
 		vm->cpu[i]->tsc_offset -= gap;
 	for (i = 0; i < vm->ncpus && !r; i++) {
 		struct vcpu *v = vm->cpu[i];
 
-		if (vm->ncpus > 1 && !v->page->dirty && !v->reload && v->view == v->page->view &&
+		if (vm->ncpus > 1 && !READ_ONCE(v->page->dirty) && !v->reload && v->view == v->page_view &&
 		    !(vm->last == v && v->in_exit) && v->step_back == ~0u)
 			continue;
 		r = switch_to(&on, v);
 		if (!r)
-			r = apply(v, &reply);
+			r = apply(v, &answer);
 		if (r > 0)
 			who = v;
 	}
@@ -628,7 +665,6 @@ int run(struct vm *vm, struct hvi_run *a)
 		on = NULL;
 	}
 	put(&on);
-	vm->runner = NULL;
 	vm->stopped_at = rdtsc();
 	if (r < 0)
 		return r;
@@ -640,6 +676,29 @@ int run(struct vm *vm, struct hvi_run *a)
 	a->vcpu = who->index;
 	a->reason = r;
 	return 0;
+}
+
+int run(struct vm *vm, struct hvi_run *a)
+{
+	int r = vm_lock(vm);
+
+	if (r)
+		return r;
+	if (!vm->ncpus || (a->flags & ~HVI_RUN_DEADLINE)) {
+		r = -EINVAL;
+	} else if (vm->runner) {	/* it has made room for us, but one thread at a time runs a VM */
+		r = -EBUSY;
+	} else {
+		vm->started = true;
+		vm->lock_lost = false;
+		WRITE_ONCE(vm->runner, current);
+		r = run_locked(vm, a);
+		WRITE_ONCE(vm->runner, NULL);
+		if (vm->lock_lost)
+			return r;
+	}
+	vm_unlock(vm);
+	return r;
 }
 
 /* ---- pause, kick, fetch, reset ---------------------------------------------------------------- */
@@ -684,9 +743,11 @@ int vcpu_op(struct vm *vm, unsigned int request, const struct hvi_vcpu_op *op)
 
 		smp_mb();
 		WRITE_ONCE(vm->attention, 1);
+		rcu_read_lock();	/* it may end its run, and exit, meanwhile */
 		runner = READ_ONCE(vm->runner);
 		if (runner)
 			kick_process(runner);
+		rcu_read_unlock();
 		wake_up(&vm->wake);
 	}
 	return 0;

@@ -1,16 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0 OR MIT */
 /*
- * state.c - the vCPU page: reset, loading what the engine changed (with the
- * checks of VM entry that have a name, SDM 27.3.1), storing everything at an
- * exit. The VMCS is loaded, but for state_reset's first part.
+ * state.c - the vCPU page: reset, loading what the engine changed, storing
+ * everything at an exit. The VMCS is loaded, but for state_reset's first part.
  */
 #include <asm/processor-flags.h>
+#include "../abi/state.h"
 #include "hvi_vmx.h"
 
-#define EFER_LME_BIT	(1ull << 8)
 #define EFER_LMA_BIT	(1ull << 10)
-#define EFER_GUEST	0xd01ull	/* SCE, LME, LMA, NXE */
-#define F_XCR0		0x20ff		/* no VMCS field: named so for the engine, as hv/soft does */
 
 /* Guest-owned unless intercepted: no exit for a change. */
 #define CR0_FREE	(X86_CR0_MP | X86_CR0_EM | X86_CR0_TS | X86_CR0_WP | X86_CR0_AM)
@@ -140,7 +137,7 @@ void state_reset(struct vcpu *v)
 	v->in_exit = false;
 	v->view = 0;
 	v->mp_state = p->mp_state;
-	v->reload = true;
+	v->reload = HVI_STATE_ALL;
 	xsave_reset(v);
 }
 
@@ -150,25 +147,6 @@ static u32 load_cr(struct vcpu *v, const struct hvi_vcpu *p)
 {
 	u64 efer = p->efer, cr0 = p->cr0, cr4 = p->cr4, cr3 = p->cr3, xcr0 = p->xcr0;
 
-	if ((cr0 & ~(u64)CR0_GUEST_MASK) || ((cr0 & X86_CR0_PG) && !(cr0 & X86_CR0_PE)) ||
-	    ((cr0 & X86_CR0_NW) && !(cr0 & X86_CR0_CD)))
-		return F_GUEST_CR0;
-	if (cr4 & ~v->vm->cr4_allowed)
-		return F_GUEST_CR4;
-	if (efer & ~EFER_GUEST)
-		return F_GUEST_EFER;
-	if (!!(efer & EFER_LMA_BIT) != ((efer & EFER_LME_BIT) && (cr0 & X86_CR0_PG)))
-		return F_GUEST_EFER;
-	if ((efer & EFER_LMA_BIT) && !(cr4 & X86_CR4_PAE))
-		return F_GUEST_CR4;
-	if ((cr4 & X86_CR4_PCIDE) && !(efer & EFER_LMA_BIT))
-		return F_GUEST_CR4;
-	if (cr3 >> vmx_caps.phys_bits)
-		return F_GUEST_CR3;
-	if (p->cr8 > 15)
-		return F_ACTIVITY;
-	if (!(xcr0 & 1) || (xcr0 & ~v->vm->xcr0_allowed) || (xcr0 & 6) == 4 || ((xcr0 & 0xe0) && (xcr0 & 0xe6) != 0xe6))
-		return F_XCR0;
 	v->cr2 = p->cr2;
 	v->cr8 = p->cr8;
 	if (xcr0 != v->xcr0)
@@ -179,7 +157,7 @@ static u32 load_cr(struct vcpu *v, const struct hvi_vcpu *p)
 	vmcs_write(F_GUEST_CR3, cr3);
 	v->flush_vpid = true;
 	if ((cr0 & X86_CR0_PG) && (cr4 & X86_CR4_PAE) && !(efer & EFER_LMA_BIT) && !load_pdptes(v, cr3))
-		return F_GUEST_PDPTE0;
+		return HVI_FIELD_GUEST_PDPTE0;
 	return 0;
 }
 
@@ -191,28 +169,14 @@ static void load_segment(int i, const struct hvi_segment *s)
 	vmcs_write(F_GUEST_ES_ACCESS + 2 * i, s->access & 0x1f0ff);
 }
 
-static u32 load_segments(const struct hvi_vcpu *p)
+static void load_segments(const struct hvi_vcpu *p)
 {
-	bool lma = p->efer & EFER_LMA_BIT, la57 = p->cr4 & X86_CR4_LA57;
-	const struct hvi_segment *cs = &p->seg[HVI_CS];
 	int i;
 
-	if (!(cs->access & 0x80) || (cs->access & HVI_SEG_UNUSABLE) || !(cs->access & 0x10))
-		return F_GUEST_CS_ACCESS;
-	if (lma && (cs->access & ACCESS_L) && (cs->access & ACCESS_DB))
-		return F_GUEST_CS_ACCESS;
-	if ((p->cr0 & X86_CR0_PE) && !(p->rflags & FLAG_VM) && !(cs->access & 8) && (cs->access & 15) != 3)
-		return F_GUEST_CS_ACCESS;
-	for (i = 0; i < HVI_SEGS; i++)
-		if (i >= HVI_FS ? !is_canonical(p->seg[i].base, la57) : p->seg[i].base >> 32)
-			return F_GUEST_ES_BASE + 2 * i;
-	if (!is_canonical(p->tr.base, la57) || !is_canonical(p->ldtr.base, la57))
-		return F_GUEST_TR_ACCESS;
 	for (i = 0; i < HVI_SEGS; i++)
 		load_segment(i, &p->seg[i]);
 	load_segment(6, &p->ldtr);
 	load_segment(7, &p->tr);
-	return 0;
 }
 
 static void load_msr(u32 msr, u64 *now, u64 value)
@@ -222,31 +186,22 @@ static void load_msr(u32 msr, u64 *now, u64 value)
 	*now = value;
 }
 
-static u32 load_msrs(struct vcpu *v, const struct hvi_vcpu *p)
+static void load_msrs(struct vcpu *v, const struct hvi_vcpu *p)
 {
-	u64 kernel_gs_base = p->kernel_gs_base, lstar = p->lstar, cstar = p->cstar, pat = p->pat;
-	int i;
-
-	if (!is_canonical(lstar, false) || !is_canonical(cstar, false) || !is_canonical(kernel_gs_base, false) ||
-	    !is_canonical(p->sysenter_esp, false) || !is_canonical(p->sysenter_eip, false))
-		return F_GUEST_EFER;
-	for (i = 0; i < 64; i += 8)
-		if ((pat >> i & 0xff) > 7 || (pat >> i & 0xff) == 2 || (pat >> i & 0xff) == 3)
-			return F_GUEST_PAT;
 	load_msr(MSR_STAR, &v->star, p->star);
-	load_msr(MSR_LSTAR, &v->lstar, lstar);
-	load_msr(MSR_CSTAR, &v->cstar, cstar);
+	load_msr(MSR_LSTAR, &v->lstar, p->lstar);
+	load_msr(MSR_CSTAR, &v->cstar, p->cstar);
 	load_msr(MSR_SYSCALL_MASK, &v->fmask, (u32)p->fmask);
 	if (vmx_caps.secondary & SEC_RDTSCP)
 		load_msr(MSR_TSC_AUX, &v->tsc_aux, (u32)p->tsc_aux);
 	else
 		v->tsc_aux = (u32)p->tsc_aux;
-	wrmsrl(MSR_KERNEL_GS_BASE, kernel_gs_base);
-	v->kernel_gs_base = kernel_gs_base;
+	wrmsrl(MSR_KERNEL_GS_BASE, p->kernel_gs_base);
+	v->kernel_gs_base = p->kernel_gs_base;
 	vmcs_write(F_GUEST_SYSENTER_CS, (u32)p->sysenter_cs);
 	vmcs_write(F_GUEST_SYSENTER_ESP, p->sysenter_esp);
 	vmcs_write(F_GUEST_SYSENTER_EIP, p->sysenter_eip);
-	vmcs_write(F_GUEST_PAT, pat);
+	vmcs_write(F_GUEST_PAT, p->pat);
 	v->debugctl = p->debugctl;
 	vmcs_write(F_GUEST_DEBUGCTL, v->debugctl & 2);	/* BTF */
 	v->apic_base = p->apic_base;
@@ -257,54 +212,69 @@ static u32 load_msrs(struct vcpu *v, const struct hvi_vcpu *p)
 		vmcs_write(F_TSC_OFFSET, v->tsc_offset);
 		v->page_tsc = p->tsc;
 	}
-	return 0;
 }
 
+static void load_gpr(struct vcpu *v, const struct hvi_vcpu *p)
+{
+	memcpy(v->gpr, p->gpr, sizeof(v->gpr));
+	vmcs_write(F_GUEST_RSP, v->gpr[HVI_RSP]);
+	if (p->rip != vmcs_read(F_GUEST_RIP)) {
+		u32 block = vmcs_read32(F_INTERRUPTIBILITY);
+
+		vmcs_write(F_INTERRUPTIBILITY, block & ~(HVI_BLOCK_STI | HVI_BLOCK_MOV_SS));
+	}
+	vmcs_write(F_GUEST_RIP, p->rip);
+	vmcs_write(F_GUEST_RFLAGS, (p->rflags & 0x3f7fd5) | 2);
+}
+
+static void load_events(struct vcpu *v, const struct hvi_vcpu *p)
+{
+	u32 block = p->interruptibility & (HVI_BLOCK_STI | HVI_BLOCK_MOV_SS | HVI_BLOCK_NMI);
+	u32 pending = p->pending_debug & 0x400f;
+
+	if (block & HVI_BLOCK_MOV_SS)
+		block &= ~HVI_BLOCK_STI;
+	if ((block & HVI_BLOCK_STI) && !(p->rflags & FLAG_IF))
+		block &= ~HVI_BLOCK_STI;
+	vmcs_write(F_INTERRUPTIBILITY, block);
+	vmcs_write(F_PENDING_DEBUG, pending & 15 ? pending | PENDING_ENABLED : pending);
+	if (p->mp_state <= HVI_MP_SHUTDOWN)
+		v->mp_state = p->mp_state;
+}
+
+/*
+ * The page may change while it is looked at: what is checked and loaded is a
+ * copy. Registers alone are left to the CPU's own check (but for RIP, which
+ * Bochs 3.0 does not look at).
+ */
 u32 state_load(struct vcpu *v, u32 groups)
 {
-	const struct hvi_vcpu *p = v->page;
+	const struct hvi_limits limits = { v->vm->cr4_allowed, v->vm->xcr0_allowed, vmx_caps.phys_bits };
+	bool more = groups & ~HVI_STATE_GPR;
+	struct hvi_vcpu *p = &v->taken;
 	u32 bad;
 
-	if (groups & HVI_STATE_GPR) {
-		u64 rflags = (p->rflags & 0x3f7fd5) | 2;
-
-		memcpy(v->gpr, p->gpr, sizeof(v->gpr));
-		vmcs_write(F_GUEST_RSP, v->gpr[HVI_RSP]);
-		if (p->rip != vmcs_read(F_GUEST_RIP)) {
-			u32 block = vmcs_read32(F_INTERRUPTIBILITY);
-
-			vmcs_write(F_INTERRUPTIBILITY, block & ~(HVI_BLOCK_STI | HVI_BLOCK_MOV_SS));
-		}
-		vmcs_write(F_GUEST_RIP, p->rip);
-		vmcs_write(F_GUEST_RFLAGS, rflags);
-		if ((rflags & FLAG_VM) && ((p->efer & EFER_LMA_BIT) || !(p->cr0 & X86_CR0_PE)))
-			return F_GUEST_RFLAGS;
-	}
+	take(p, v->page, more ? offsetof(struct hvi_vcpu, exit) : offsetof(struct hvi_vcpu, seg));
+	bad = more ? hvi_bad_state(p, &limits) : is_canonical(p->rip, false) ? 0 : HVI_FIELD_GUEST_RIP;
+	if (bad)
+		return bad;
+	if (groups & HVI_STATE_GPR)
+		load_gpr(v, p);
 	if (groups & (HVI_STATE_CR | HVI_STATE_MSR)) {
 		bad = load_cr(v, p);
 		if (bad)
 			return bad;
 	}
-	if (groups & (HVI_STATE_SEG | HVI_STATE_CR | HVI_STATE_MSR)) {
-		bad = load_segments(p);
-		if (bad)
-			return bad;
-	}
+	if (groups & (HVI_STATE_SEG | HVI_STATE_CR | HVI_STATE_MSR))
+		load_segments(p);
 	if (groups & HVI_STATE_TABLES) {
-		bool la57 = p->cr4 & X86_CR4_LA57;
-
-		if (!is_canonical(p->gdtr.base, la57) || !is_canonical(p->idtr.base, la57))
-			return F_GUEST_GDTR_BASE;
 		vmcs_write(F_GUEST_GDTR_BASE, p->gdtr.base);
 		vmcs_write(F_GUEST_IDTR_BASE, p->idtr.base);
 		vmcs_write(F_GUEST_GDTR_LIMIT, p->gdtr.limit & 0xffff);
 		vmcs_write(F_GUEST_IDTR_LIMIT, p->idtr.limit & 0xffff);
 	}
-	if (groups & HVI_STATE_MSR) {
-		bad = load_msrs(v, p);
-		if (bad)
-			return bad;
-	}
+	if (groups & HVI_STATE_MSR)
+		load_msrs(v, p);
 	if (groups & HVI_STATE_DR) {
 		int i;
 
@@ -314,28 +284,8 @@ u32 state_load(struct vcpu *v, u32 groups)
 		v->dr[7] = (p->dr[7] & 0xffff2fff) | DR7_FIXED;
 		vmcs_write(F_GUEST_DR7, v->dr[7]);
 	}
-	if (groups & HVI_STATE_EVENTS) {
-		u32 block = p->interruptibility & (HVI_BLOCK_STI | HVI_BLOCK_MOV_SS | HVI_BLOCK_NMI);
-		u32 mp = p->mp_state;
-
-		if (block & HVI_BLOCK_MOV_SS)
-			block &= ~HVI_BLOCK_STI;
-		if ((block & HVI_BLOCK_STI) && !(p->rflags & FLAG_IF))
-			block &= ~HVI_BLOCK_STI;
-		vmcs_write(F_INTERRUPTIBILITY, block);
-		vmcs_write(F_PENDING_DEBUG, p->pending_debug & 0x600f);
-		if (mp <= HVI_MP_SHUTDOWN)
-			v->mp_state = mp;
-		else if (mp != HVI_MP_PAUSED)
-			return F_ACTIVITY;
-	}
-	{
-		u64 rip = vmcs_read(F_GUEST_RIP);
-		bool code64 = (p->efer & EFER_LMA_BIT) && (p->seg[HVI_CS].access & ACCESS_L);
-
-		if (code64 ? !is_canonical(rip, p->cr4 & X86_CR4_LA57) : rip >> 32)
-			return F_GUEST_RIP;
-	}
+	if (groups & HVI_STATE_EVENTS)
+		load_events(v, p);
 	return 0;
 }
 
@@ -347,6 +297,14 @@ static void store_segment(int i, struct hvi_segment *s)
 	s->base = vmcs_read(F_GUEST_ES_BASE + 2 * i);
 	s->limit = vmcs_read32(F_GUEST_ES_LIMIT + 2 * i);
 	s->access = vmcs_read32(F_GUEST_ES_ACCESS + 2 * i);
+}
+
+/* SDM 24.4.2: without bit 12, B0-B3 tell of breakpoints that DR7 did not enable. */
+u32 pending_debug(void)
+{
+	u32 pending = vmcs_read(F_PENDING_DEBUG);
+
+	return pending & (pending & PENDING_ENABLED ? PENDING_BS | 15 : PENDING_BS);
 }
 
 void state_store(struct vcpu *v)
@@ -391,7 +349,7 @@ void state_store(struct vcpu *v)
 	v->dr[7] = vmcs_read(F_GUEST_DR7);
 	memcpy(p->dr, v->dr, sizeof(p->dr));
 	p->interruptibility = vmcs_read32(F_INTERRUPTIBILITY) & (HVI_BLOCK_STI | HVI_BLOCK_MOV_SS | HVI_BLOCK_NMI);
-	p->pending_debug = vmcs_read(F_PENDING_DEBUG) & 0x600f;
+	p->pending_debug = pending_debug();
 	p->mp_state = v->vm->paused[v->index] ? HVI_MP_PAUSED : v->mp_state;
 	p->irq_ready = can_take_irq(v);
 	p->view = v->step_back != ~0u ? v->step_back : v->view;

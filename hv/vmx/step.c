@@ -91,7 +91,7 @@ int step_prepare(struct vcpu *v, u64 gfn, const struct hvi_reply *r)
 			err = need(v, r->range[i].gpa >> PAGE_SHIFT);
 	for (i = 0; !err && i < MAX_OVERRIDES && n < last; i++, n++)
 		if (!v->ov[i].copy) {
-			v->ov[i].copy = alloc_page(GFP_KERNEL_ACCOUNT);
+			v->ov[i].copy = alloc_page(GFP_KERNEL_ACCOUNT | __GFP_ZERO);
 			if (!v->ov[i].copy)
 				err = -ENOMEM;
 		}

@@ -227,6 +227,7 @@ int vcpu_load(struct vcpu *v)
 		v->flush_vpid = true;
 		v->priv_flush = true;
 	}
+	asm volatile("sldt %0" : "=m" (v->host_ldt));
 	savesegment(ds, v->host_ds);
 	savesegment(es, v->host_es);
 	rdmsrl(MSR_FS_BASE, value);
@@ -253,6 +254,8 @@ void vcpu_put(struct vcpu *v)
 	idt.limit = IDT_ENTRIES * 16 - 1;
 	asm volatile("lgdt %0" : : "m" (gdt));
 	asm volatile("lidt %0" : : "m" (idt));
+	if (unlikely(v->host_ldt))		/* made unusable by a VM exit (SDM 27.5.2); modify_ldt's */
+		asm volatile("lldt %0" : : "m" (v->host_ldt));
 	if (v->host_ds | v->host_es) {
 		loadsegment(ds, v->host_ds);
 		loadsegment(es, v->host_es);

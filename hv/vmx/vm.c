@@ -15,9 +15,10 @@ struct vm *vm_new(void)
 	mutex_init(&vm->ram_lock);
 	init_waitqueue_head(&vm->wake);
 	vm->io_bitmap = (unsigned long *)__get_free_pages(GFP_KERNEL_ACCOUNT, 1);
+	vm->io_silent = bitmap_zalloc(PORTS, GFP_KERNEL_ACCOUNT);
 	vm->msr_bitmap = (unsigned long *)__get_free_page(GFP_KERNEL_ACCOUNT);
 	atomic_inc(&vm_count);
-	if (!vm->io_bitmap || !vm->msr_bitmap || view_init(vm, 0)) {
+	if (!vm->io_bitmap || !vm->io_silent || !vm->msr_bitmap || view_init(vm, 0)) {
 		vm_free(vm);
 		return NULL;
 	}
@@ -37,6 +38,7 @@ void vm_free(struct vm *vm)
 			view_free(vm, i);
 	mem_free(vm);
 	free_pages((unsigned long)vm->io_bitmap, 1);
+	bitmap_free(vm->io_silent);
 	free_page((unsigned long)vm->msr_bitmap);
 	kvfree(vm);
 	atomic_dec(&vm_count);
@@ -106,6 +108,7 @@ static int flag(bool *f, const struct hvi_intercept *a)
 	return 0;
 }
 
+/* The CPU's bitmaps keep all their bits: behind a port without one stand the host's devices. */
 static int ports(struct vm *vm, const struct hvi_intercept *a)
 {
 	u32 first = a->index & 0xffff, last = a->index >> 16;
@@ -113,9 +116,10 @@ static int ports(struct vm *vm, const struct hvi_intercept *a)
 	if (a->mask > 1 || last < first)
 		return -EINVAL;
 	if (a->mask)
-		bitmap_set(vm->io_bitmap, first, last - first + 1);
+		bitmap_clear(vm->io_silent, first, last - first + 1);
 	else
-		bitmap_clear(vm->io_bitmap, first, last - first + 1);
+		bitmap_set(vm->io_silent, first, last - first + 1);
+	vm->any_silent |= !a->mask;
 	return 0;
 }
 

@@ -97,6 +97,13 @@
 #define F_HOST_RSP		0x6c14
 #define F_HOST_RIP		0x6c16
 
+/* MSRs that say which control bits may be 0 and 1 (appendix A.3 to A.5) */
+#define VMX_SECONDARY		0x48b
+#define VMX_TRUE_PIN		0x48d
+#define VMX_TRUE_PRIMARY	0x48e
+#define VMX_TRUE_EXIT		0x48f
+#define VMX_TRUE_ENTRY		0x490
+
 /* Pin-based controls (SDM 24.6.1) */
 #define PIN_EXT_INT		(1u << 0)
 #define PIN_NMI			(1u << 3)

@@ -19,12 +19,7 @@ struct vmx_caps vmx_caps;
 #define CR0_FIXED1	0x487
 #define CR4_FIXED0	0x488
 #define CR4_FIXED1	0x489
-#define SECONDARY	0x48b
 #define EPT_VPID	0x48c
-#define TRUE_PIN	0x48d
-#define TRUE_PRIMARY	0x48e
-#define TRUE_EXIT	0x48f
-#define TRUE_ENTRY	0x490
 #define FEATURE_CONTROL	0x3a
 
 /* IA32_VMX_EPT_VPID_CAP */
@@ -81,15 +76,15 @@ static int read_caps(void)
 	u64 basic, misc;
 	u32 unused;
 	struct control list[] = {
-		{ "pin-based", TRUE_PIN, PIN_EXT_INT | PIN_NMI | PIN_VNMI | PIN_TIMER, 0, &c->pin },
-		{ "primary processor-based", TRUE_PRIMARY,
+		{ "pin-based", VMX_TRUE_PIN, PIN_EXT_INT | PIN_NMI | PIN_VNMI | PIN_TIMER, 0, &c->pin },
+		{ "primary processor-based", VMX_TRUE_PRIMARY,
 		  PRI_TSC_OFFSET | PRI_HLT | PRI_MWAIT | PRI_RDPMC | PRI_CR8_LOAD | PRI_CR8_STORE | PRI_MOV_DR |
 		  PRI_IO_BITMAPS | PRI_MSR_BITMAPS | PRI_MONITOR | PRI_SECONDARY, 0, &c->primary },
-		{ "secondary processor-based", SECONDARY,
+		{ "secondary processor-based", VMX_SECONDARY,
 		  SEC_EPT | SEC_VPID | SEC_UNRESTRICTED, SEC_RDTSCP | SEC_WBINVD | SEC_INVPCID, &c->secondary },
-		{ "VM-exit", TRUE_EXIT, EXIT_SAVE_DEBUG | EXIT_HOST_64 | EXIT_SAVE_PAT | EXIT_LOAD_PAT |
+		{ "VM-exit", VMX_TRUE_EXIT, EXIT_SAVE_DEBUG | EXIT_HOST_64 | EXIT_SAVE_PAT | EXIT_LOAD_PAT |
 		  EXIT_SAVE_EFER | EXIT_LOAD_EFER, 0, &c->exit },
-		{ "VM-entry", TRUE_ENTRY, ENTRY_LOAD_DEBUG | ENTRY_LOAD_PAT | ENTRY_LOAD_EFER, 0, &c->entry },
+		{ "VM-entry", VMX_TRUE_ENTRY, ENTRY_LOAD_DEBUG | ENTRY_LOAD_PAT | ENTRY_LOAD_EFER, 0, &c->entry },
 	};
 	u32 *allowed[] = { &unused, &c->primary_allowed, &c->secondary_allowed, &unused, &unused };
 	unsigned int i;

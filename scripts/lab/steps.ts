@@ -36,7 +36,11 @@ export interface Step {
 /** Functions for the steps' scripts: /lab/lib.sh. */
 export const LIBRARY = `
 fail() { echo "FAIL: $*"; exit 1; }
-load() { insmod /lab/hvi.ko "$@" || fail "hvi.ko does not load: $(dmesg | tail -n 3)"; }
+load() {
+	# One that failed before us may have left it.
+	[ ! -e /sys/module/hvi ] || rmmod hvi
+	insmod /lab/hvi.ko "$@" || fail "hvi.ko does not load: $(dmesg | tail -n 3)"
+}
 unload() { rmmod hvi || fail "hvi.ko does not unload"; }
 `;
 
