@@ -7,7 +7,11 @@ import { STEPS } from "./steps.ts";
 const unlock = await labLock();
 let failed = false;
 await runLab(
-  { series: "6.1", model: "broadwell_ult", cpus: 1, verbose: false, print: () => {} },
+  {
+    hardware: { series: "6.1", model: "broadwell_ult", cpus: 1 },
+    verbose: false,
+    print: () => {},
+  },
   STEPS.filter((s) => s.name === "exit-cost"),
   (o) => {
     for (const line of costTable(parseCosts(o.result?.files.get("costs") ?? ""))) console.log(line);

@@ -10,6 +10,7 @@ import {
   copyFileSync,
   mkdirSync,
   readdirSync,
+  readFileSync,
   realpathSync,
   rmSync,
   writeFileSync,
@@ -83,9 +84,43 @@ export async function bochs(): Promise<string> {
   return (await cached(`lab/bochs-${LAYOUT}`, make)).dir;
 }
 
-/** CPU models of Bochs that the lab uses. */
-export const MODELS = ["broadwell_ult", "icelake_u", "arrow_lake"] as const;
+/** CPU models of Bochs that the lab uses; the last two have a VT-x that is too old for hvi. */
+export const MODELS = [
+  "broadwell_ult",
+  "corei7_icelake_u",
+  "arrow_lake",
+  "corei5_lynnfield_750",
+  "core2_penryn_t9600",
+] as const;
 export type CpuModel = (typeof MODELS)[number];
+
+/** A BIOS whose owner has switched VT-x off: for all CPUs, or for those that start later. */
+export type Firmware = "vtx-off" | "vtx-off-on-others";
+
+/** What Bochs's BIOS does on the first CPU, and on the others: IA32_FEATURE_CONTROL |= enabled, locked. */
+const FEATURE_CONTROL = {
+  first: ["b93a000000" + "0f32" + "83c805" + "0f30", "b93a000000" + "0f32" + "83c801" + "0f30"],
+  others: [
+    "66b93a000000" + "0f32" + "6683c805" + "0f30",
+    "66b93a000000" + "0f32" + "6683c801" + "0f30",
+  ],
+} as const;
+
+function bios(bochsDir: string, o: MachineOptions): string {
+  const stock = join(bochsDir, "share/BIOS-bochs-latest");
+  if (o.firmware === undefined) return stock;
+  let hex = readFileSync(stock).toString("hex");
+  for (const [from, to] of o.firmware === "vtx-off"
+    ? [FEATURE_CONTROL.first, FEATURE_CONTROL.others]
+    : [FEATURE_CONTROL.others]) {
+    if (hex.split(from).length !== 2)
+      throw new Error(`${stock}: its VT-x setup is not where it was`);
+    hex = hex.replace(from, to);
+  }
+  const changed = join(o.dir, "bios");
+  writeFileSync(changed, Buffer.from(hex, "hex"));
+  return changed;
+}
 
 export interface MachineOptions {
   readonly iso: string;
@@ -93,6 +128,9 @@ export interface MachineOptions {
   readonly dir: string;
   readonly model: CpuModel;
   readonly cpus: number;
+  /** A feature of the CPU, in Bochs's words, that it is not to have. */
+  readonly without?: string;
+  readonly firmware?: Firmware;
   /** MiB. */
   readonly memory: number;
 }
@@ -106,10 +144,11 @@ export function machineCommand(bochsDir: string, o: MachineOptions): string[] {
   const at = (name: string): string => join(o.dir, name);
   writeFileSync(at(CONSOLE), "");
   writeFileSync(at(CHANNEL), "");
+  const without = o.without === undefined ? "" : `, exclude_features="${o.without}"`;
   const settings = [
-    `cpu: model=${o.model}, count=${o.cpus}, ips=100000000, reset_on_triple_fault=0, ignore_bad_msrs=1`,
+    `cpu: model=${o.model}, count=${o.cpus}, ips=100000000, reset_on_triple_fault=0, ignore_bad_msrs=1${without}`,
     `memory: guest=${o.memory}, host=${o.memory}`,
-    `romimage: file=${join(bochsDir, "share/BIOS-bochs-latest")}`,
+    `romimage: file=${bios(bochsDir, o)}`,
     `vgaromimage: file=${join(bochsDir, "share/VGABIOS-lgpl-latest")}`,
     "boot: cdrom",
     "ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14",

@@ -9,7 +9,9 @@ import {
   mkdirSync,
   readdirSync,
   readFileSync,
+  renameSync,
   rmSync,
+  statSync,
   writeFileSync,
 } from "node:fs";
 import { join } from "node:path";
@@ -17,7 +19,7 @@ import { progress, sha256 } from "../../fixtures/cache.ts";
 import { must, run } from "../../fixtures/command.ts";
 import { guest } from "../../fixtures/guests.ts";
 import { unpack } from "../../fixtures/kernels/apt.ts";
-import { type Kernel, unpackHeaders } from "../../fixtures/kernels/kernels.ts";
+import { type Kernel, kernel, type Series, unpackHeaders } from "../../fixtures/kernels/kernels.ts";
 import type { LabFile } from "./image.ts";
 
 const ROOT = join(import.meta.dir, "../..");
@@ -58,22 +60,52 @@ export async function headers(w: Workshop): Promise<string> {
   return readFileSync(stamp, "utf8").split("\n")[1] ?? "";
 }
 
-/** Builds hvi.ko for a kernel; its path. A warning is a failure, as -Werror is in its Makefile. */
-export async function buildModule(w: Workshop): Promise<string> {
-  const source = join(ROOT, "hv/vmx");
-  if (!existsSync(join(source, "Kbuild"))) throw new Missing("hv/vmx is not there");
+/** The folder of a kernel series. */
+export async function workshop(series: Series): Promise<Workshop> {
+  const k = await kernel(series);
+  const w: Workshop = { kernel: k, dir: join(ROOT, "build/lab", kernelKey(k)) };
+  mkdirSync(w.dir, { recursive: true });
+  return w;
+}
+
+/**
+ * Builds a module for a kernel from `sources`, folders below `root`, of which the last has the Kbuild
+ * file; its path. A warning is a failure. What was built cleanly before from the same sources by the
+ * same compiler is not built again.
+ */
+async function kbuild(
+  w: Workshop,
+  o: { root: string; sources: string[]; name: string; dir: string; change?: (dir: string) => void },
+): Promise<string> {
   const kdir = await headers(w);
   // Built in a copy: kernels do not disturb each other, and the work tree stays clean.
-  const copy = join(w.dir, "module/hv");
-  rmSync(copy, { recursive: true, force: true });
-  mkdirSync(copy, { recursive: true });
-  for (const name of ["abi", "vmx"]) {
-    cpSync(join(ROOT, "hv", name), join(copy, name), {
+  const copy = join(w.dir, o.dir, "tree");
+  const fresh = `${copy}.new`;
+  rmSync(fresh, { recursive: true, force: true });
+  for (const name of o.sources) {
+    cpSync(join(o.root, name), join(fresh, name), {
       recursive: true,
       filter: (path) => !/\.(o|ko|cmd|mod|mod\.c|order|symvers)$/.test(path),
     });
   }
-  const argv = ["make", "-C", kdir, `M=${join(copy, "vmx")}`, "CC=gcc", "HOSTCC=gcc", "-j2"];
+  o.change?.(fresh);
+  const at = o.sources.at(-1) ?? "";
+  const key = [await must(["gcc", "--version"]), w.kernel.release, w.kernel.version];
+  for (const name of (readdirSync(fresh, { recursive: true }) as string[]).sort()) {
+    const path = join(fresh, name);
+    if (statSync(path).isFile()) key.push(name, readFileSync(path, "utf8"));
+  }
+  const stamp = join(w.dir, o.dir, "key");
+  const built = join(copy, at, o.name);
+  const sum = sha256(key.join("\n"));
+  if (existsSync(built) && existsSync(stamp) && readFileSync(stamp, "utf8") === sum) {
+    rmSync(fresh, { recursive: true });
+    return built;
+  }
+  rmSync(stamp, { force: true });
+  rmSync(copy, { recursive: true, force: true });
+  renameSync(fresh, copy);
+  const argv = ["make", "-C", kdir, `M=${join(copy, at)}`, "CC=gcc", "HOSTCC=gcc", "-j2"];
   argv.push("CONFIG_DEBUG_INFO_BTF_MODULES=", "modules");
   const outcome = await run(argv);
   const said = `${outcome.stdout}\n${outcome.stderr}`.trim();
@@ -83,16 +115,41 @@ export async function buildModule(w: Workshop): Promise<string> {
     // A kernel built by a compiler of another release; Kbuild only notes it.
     .filter((line) => !/the compiler differs from the one used to build/.test(line));
   if (outcome.code !== 0 || warnings.length > 0) {
-    throw new Error(`hvi.ko does not build cleanly for ${w.kernel.release}:\n${said}`);
+    throw new Error(`${o.name} does not build cleanly for ${w.kernel.release}:\n${said}`);
   }
-  return join(copy, "vmx/hvi.ko");
+  await must(["strip", "--strip-debug", built]);
+  writeFileSync(stamp, sum);
+  return built;
+}
+
+/** hvi.ko for a kernel. */
+async function hviKo(w: Workshop, dir = "module", change?: (dir: string) => void): Promise<string> {
+  if (!existsSync(join(ROOT, "hv/vmx/Kbuild"))) throw new Missing("hv/vmx is not there");
+  const root = join(ROOT, "hv");
+  return await kbuild(w, { root, sources: ["abi", "vmx"], name: "hvi.ko", dir, change });
 }
 
 async function module(w: Workshop): Promise<LabFile[]> {
-  const path = await buildModule(w);
-  const stripped = join(w.dir, "hvi.ko");
-  await must(["strip", "--strip-debug", "-o", stripped, path]);
-  return [{ path: "lab/hvi.ko", from: stripped }];
+  return [{ path: "lab/hvi.ko", from: await hviKo(w) }];
+}
+
+/** hvi.ko of a release with another ABI, and one for another kernel. */
+async function strangers(w: Workshop): Promise<LabFile[]> {
+  const abi = await hviKo(w, "module-abi", (dir) => {
+    const path = join(dir, "abi/hvi.h");
+    const text = readFileSync(path, "utf8");
+    const changed = text.replace(
+      /(#define HVI_ABI_VERSION\s+)(\d+)/,
+      (_, define: string, version: string) => `${define}${Number(version) + 1}`,
+    );
+    if (changed === text) throw new Error("hvi.h has no HVI_ABI_VERSION");
+    writeFileSync(path, changed);
+  });
+  const kernel = await hviKo(await workshop(w.kernel.series === "6.1" ? "6.12" : "6.1"));
+  return [
+    { path: "lab/hvi-abi.ko", from: abi },
+    { path: "lab/hvi-kernel.ko", from: kernel },
+  ];
 }
 
 /** The kernel's own hypervisor, to compare with. */
@@ -181,6 +238,7 @@ async function softAttacks(): Promise<LabFile[]> {
 
 const INGREDIENTS = {
   module,
+  strangers,
   kvm,
   hvi,
   conformance,

@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: MIT
 /**
- * Runs steps in the lab's machine. All of them go in one boot; when the machine dies under a step,
- * that step has failed and the rest goes on in another boot.
+ * Runs steps in the lab's machine. All that need the same machine go in one boot; when the machine
+ * dies under a step, that step has failed and the rest goes on in another boot.
  */
 import { mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { cacheRoot, lock } from "../../fixtures/cache.ts";
 import { guest } from "../../fixtures/guests.ts";
-import { kernel, type Series } from "../../fixtures/kernels/kernels.ts";
-import { bochs, CONSOLE, type CpuModel } from "./bochs.ts";
+import type { Series } from "../../fixtures/kernels/kernels.ts";
+import { bochs, CONSOLE } from "./bochs.ts";
 import type { ChannelEvent } from "./channel.ts";
 import { archive, compressedPart, type LabFile, makeIso } from "./image.ts";
-import { type Ingredient, kernelKey, LARGE, prepare, type Workshop } from "./ingredients.ts";
+import { type Ingredient, LARGE, prepare, type Workshop, workshop } from "./ingredients.ts";
 import { CRASH, type Ending, runMachine } from "./machine.ts";
-import { LIBRARY, type Step, type StepResult } from "./steps.ts";
+import { type Hardware, LIBRARY, type Step, type StepResult } from "./steps.ts";
 
 const ROOT = join(import.meta.dir, "../..");
 
@@ -24,9 +24,8 @@ const APPEND = [
 ];
 
 export interface LabOptions {
-  readonly series: Series;
-  readonly model: CpuModel;
-  readonly cpus: number;
+  /** The machine of steps that do not ask for another. */
+  readonly hardware: Hardware;
   /** Prints what the machine says as it says it. */
   readonly verbose: boolean;
   readonly print: (line: string) => void;
@@ -105,6 +104,7 @@ async function basics(steps: readonly Step[], busybox: string): Promise<LabFile[
 /** One boot with `steps`; the outcomes of those that it came to. */
 async function boot(
   o: LabOptions,
+  h: Hardware,
   w: Workshop,
   steps: readonly Step[],
   made: ReadonlyMap<Ingredient, LabFile[]>,
@@ -122,7 +122,7 @@ async function boot(
   // The kernel takes what follows a compressed part for more of it, so that one is the last.
   if (large.length > 0) parts.push(await compressedPart(join(w.dir, "large.cpio.lz4"), large));
   const iso = join(dir, "lab.iso");
-  const append = [...APPEND, o.cpus === 1 ? "nosmp" : ""].join(" ").trim();
+  const append = [...APPEND, h.cpus === 1 ? "nosmp" : "", h.append ?? ""].join(" ").trim();
   await makeIso({ iso, kernel: w.kernel.vmlinuz, append, parts });
 
   let done = 0;
@@ -133,7 +133,7 @@ async function boot(
     switch (event.kind) {
       case "boot":
         o.print(
-          `# Linux ${w.kernel.release} is up after ${((Date.now() - started) / 1000).toFixed(1)} s (${event.seconds} s of its own)`,
+          `# Linux ${w.kernel.release} (${h.model}, ${h.cpus} CPU${h.cpus === 1 ? "" : "s"}) is up after ${((Date.now() - started) / 1000).toFixed(1)} s (${event.seconds} s of its own)`,
         );
         break;
       case "begin":
@@ -170,7 +170,8 @@ async function boot(
   };
   const silence = 90;
   const total = 90 + steps.reduce((sum, s) => sum + s.limit, 0);
-  const machine = { iso, dir, model: o.model, cpus: o.cpus, memory: 1536 };
+  const { model, cpus, without, firmware } = h;
+  const machine = { iso, dir, model, cpus, without, firmware, memory: 1536 };
   const overdue = (): string | undefined =>
     running && Date.now() - running.started > running.step.limit * 1000
       ? `${running.step.name}: not done after ${running.step.limit} s`
@@ -219,13 +220,6 @@ export function labLock(): Promise<() => void> {
   return lock(join(ROOT, "build/lab/lock"));
 }
 
-async function workshop(series: Series): Promise<Workshop> {
-  const k = await kernel(series);
-  const w: Workshop = { kernel: k, dir: join(ROOT, "build/lab", kernelKey(k)) };
-  mkdirSync(w.dir, { recursive: true });
-  return w;
-}
-
 /** Builds the module for a kernel, which takes no machine. */
 export async function moduleBuilds(series: Series): Promise<Outcome> {
   const started = Date.now();
@@ -246,9 +240,27 @@ export async function runLab(
   steps: readonly Step[],
   report: (outcome: Outcome) => void,
 ): Promise<void> {
+  const machines = new Map<string, { hardware: Hardware; steps: Step[] }>();
+  for (const step of steps) {
+    const hardware = { ...o.hardware, ...step.machine };
+    const key = JSON.stringify(hardware);
+    const machine = machines.get(key) ?? { hardware, steps: [] };
+    machine.steps.push(step);
+    machines.set(key, machine);
+  }
+  for (const m of machines.values()) await runMachineSteps(o, m.hardware, m.steps, report);
+}
+
+/** Runs steps of one machine. */
+async function runMachineSteps(
+  o: LabOptions,
+  h: Hardware,
+  steps: readonly Step[],
+  report: (outcome: Outcome) => void,
+): Promise<void> {
   // Its busybox is the machine's too.
-  await guest(o.series);
-  const w = await workshop(o.series);
+  await guest(h.series);
+  const w = await workshop(h.series);
   const made = new Map<Ingredient, LabFile[]>();
   const not = new Map<Ingredient, { verdict: "skipped" | "failed"; reason: string }>();
   for (const name of new Set(steps.flatMap((s) => s.needs))) {
@@ -267,5 +279,5 @@ export async function runLab(
       report({ name: step.name, verdict: first.verdict, reasons, seconds: 0, result: undefined });
     }
   }
-  while (rest.length > 0) rest = rest.slice(await boot(o, w, rest, made, report));
+  while (rest.length > 0) rest = rest.slice(await boot(o, h, w, rest, made, report));
 }

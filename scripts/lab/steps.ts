@@ -8,7 +8,9 @@ import { readFileSync } from "node:fs";
 import { overBudget, parseCosts } from "../../bench/vmx/costs.ts";
 import { differences } from "../../fixtures/attacks/compare.ts";
 import { describe, judge as judgeRun, parseAlerts } from "../../fixtures/attacks/verdict.ts";
+import type { Series } from "../../fixtures/kernels/kernels.ts";
 import { differences as transcriptDifferences } from "../../test/conformance/compare.ts";
+import type { CpuModel, Firmware } from "./bochs.ts";
 import { ATTACKS_APPEND, type Ingredient, SOFT_ATTACKS, SOFT_TRANSCRIPT } from "./ingredients.ts";
 
 export interface StepResult {
@@ -21,8 +23,22 @@ export interface StepResult {
   readonly files: ReadonlyMap<string, string>;
 }
 
+/** A machine that steps run in. */
+export interface Hardware {
+  readonly series: Series;
+  readonly model: CpuModel;
+  readonly cpus: number;
+  /** A feature that the CPU is not to have. */
+  readonly without?: string;
+  readonly firmware?: Firmware;
+  /** More for the kernel's command line. */
+  readonly append?: string;
+}
+
 export interface Step {
   readonly name: string;
+  /** Where it needs another machine than the usual one. */
+  readonly machine?: Partial<Hardware>;
   readonly needs: readonly Ingredient[];
   readonly script: string;
   /** Seconds of real time, on a busy machine. */

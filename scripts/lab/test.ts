@@ -4,13 +4,14 @@
  * module and the engine on it, inside an emulated machine with VT-x. Steps whose names contain one
  * of the patterns run; without one, all of them.
  *
- * `-- --run 'SHELL COMMANDS' --with module,kvm,...` runs those commands in the machine instead.
+ * `-- --run 'SHELL COMMANDS' --with module,kvm,...` runs those commands in the machine instead, which
+ * may lack a feature of the CPU (`--without vmx`), or have it off (`--firmware vtx-off`), or `--append` to the kernel's command line.
  */
 import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { isSeries, SERIES, type Series } from "../../fixtures/kernels/kernels.ts";
-import { MODELS } from "./bochs.ts";
+import { type Firmware, MODELS } from "./bochs.ts";
 import { isIngredient } from "./ingredients.ts";
 import { labLock, moduleBuilds, type Outcome, runLab } from "./lab.ts";
 import { STEPS, type Step } from "./steps.ts";
@@ -32,6 +33,9 @@ const { values, positionals } = parseArgs({
     run: { type: "string" },
     with: { type: "string", default: "module" },
     limit: { type: "string", default: "300" },
+    without: { type: "string" },
+    firmware: { type: "string" },
+    append: { type: "string" },
   },
 });
 const series = values.kernel;
@@ -46,7 +50,10 @@ function adHoc(script: string): Step {
   const needs = values.with.split(",").filter(Boolean);
   const unknown = needs.filter((name) => !isIngredient(name));
   if (unknown.length > 0) usage(`--with: unknown ${unknown.join(", ")}`);
-  return { name: "run", needs: needs.filter(isIngredient), limit: Number(values.limit), script };
+  const firmware = values.firmware as Firmware | undefined;
+  const machine = { without: values.without, firmware, append: values.append };
+  const limit = Number(values.limit);
+  return { name: "run", needs: needs.filter(isIngredient), limit, script, machine };
 }
 
 const chosen = (name: string): boolean =>
@@ -83,7 +90,8 @@ const report = (o: Outcome): void => {
   for (const line of o.result?.output.slice(-40) ?? []) console.log(`     | ${line}`);
 };
 for (const name of builds) report(await moduleBuilds(name));
-await runLab({ series, model, cpus, verbose, print: (line) => console.log(line) }, steps, report);
+const hardware = { series, model, cpus };
+await runLab({ hardware, verbose, print: (line) => console.log(line) }, steps, report);
 unlock();
 const count = (verdict: Outcome["verdict"]): number =>
   outcomes.filter((o) => o.verdict === verdict).length;
