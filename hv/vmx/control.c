@@ -258,6 +258,9 @@ void load_debug_registers(struct vcpu *v)
 {
 	if (likely(!(vmcs_read(F_GUEST_DR7) & 0xff)))
 		return;
+	/* Until the entry the host's DR7 would hold for the guest's addresses. */
+	if (unlikely(hw_breakpoint_active()))
+		set_debugreg(0, 7);
 	set_debugreg(v->dr[0], 0);
 	set_debugreg(v->dr[1], 1);
 	set_debugreg(v->dr[2], 2);

@@ -89,6 +89,7 @@ struct host_msrs {
 
 int vmx_init(void);
 void vmx_exit(void);
+bool vmx_usable(void);						/* on this CPU; preemption is off */
 struct page *vmx_alloc_vmcs(void);
 int vmx_alloc_vpid(void);
 void vmx_free_vpid(int vpid);

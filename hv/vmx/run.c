@@ -553,7 +553,9 @@ static int switch_to(struct vcpu **on, struct vcpu *v)
 	if (*on == v)
 		return 0;
 	put(on);
-	err = vcpu_load(v);
+	/* Who wakes up does so on a CPU that stays. */
+	while ((err = vcpu_load(v)) == -EAGAIN)
+		schedule_timeout_uninterruptible(1);
 	if (!err)
 		*on = v;
 	return err;
@@ -666,8 +668,9 @@ static int run_locked(struct vm *vm, struct hvi_run *a)
 	}
 	put(&on);
 	vm->stopped_at = rdtsc();
+	/* Where no handler of a signal runs (the freezer, a debugger), the call goes on by itself. */
 	if (r < 0)
-		return r;
+		return r == -EINTR ? -ERESTARTNOHAND : r;
 	who->page->exit.view = who->view;
 	who->page->exit.tsc = vm->stopped_at + who->tsc_offset;
 	who->page->counters.exits++;

@@ -190,7 +190,11 @@ static void host_msrs(struct vcpu *v)
 		swap_msr(MSR_TSC_AUX, v->tsc_aux, h->tsc_aux);
 }
 
-/* Preemption stays off until vcpu_put. -EOPNOTSUPP for a 32-bit caller. */
+/*
+ * Preemption stays off until vcpu_put. -EOPNOTSUPP for a 32-bit caller; -ENODEV
+ * on a CPU without VT-x or while the machine goes down; -EAGAIN on a CPU that
+ * goes offline: before 5.11 its tasks stay there beyond its callbacks.
+ */
 int vcpu_load(struct vcpu *v)
 {
 	u64 phys = page_to_phys(v->vmcs), value;
@@ -204,6 +208,12 @@ int vcpu_load(struct vcpu *v)
 		return -EOPNOTSUPP;	/* selectors that a VM exit would lose; no 64-bit program has them */
 	preempt_disable();
 	cpu = smp_processor_id();
+	if (unlikely(!vmx_usable())) {
+		int err = cpu_active(cpu) ? -ENODEV : -EAGAIN;
+
+		preempt_enable();
+		return err;
+	}
 	if (v->cpu != cpu) {
 		vcpu_clear(v);
 		local_irq_disable();
@@ -221,6 +231,11 @@ int vcpu_load(struct vcpu *v)
 	}
 	local_irq_enable();
 	if (fresh) {
+		u64 behind = v->page_tsc - guest_tsc(v);
+
+		/* The TSCs of two CPUs may differ by a little; the guest's does not run backwards for it. */
+		if (unlikely((s64)behind > 0))
+			v->tsc_offset += behind;
 		if (v->host_cr3 == 0)		/* first of all */
 			setup_vmcs(v);
 		host_cpu_state();

@@ -5,8 +5,11 @@
  */
 #include <linux/cpu.h>
 #include <linux/cpuhotplug.h>
+#include <linux/reboot.h>
 #include <linux/syscore_ops.h>
+#include <asm/asm.h>
 #include <asm/cpufeature.h>
+#include <asm/perf_event.h>
 #include <asm/processor.h>
 #include <asm/tlbflush.h>
 #include "hvi_vmx.h"
@@ -38,6 +41,11 @@ static DEFINE_PER_CPU(struct host_msrs, host_msrs);
 static DECLARE_BITMAP(vpids, 65536);
 static DEFINE_SPINLOCK(vpids_lock);
 static int hp_state;
+static bool loading;	/* every CPU must do; later ones may be without */
+static bool stopping;	/* the machine goes down */
+
+#define IN_SETUP "switch on Intel Virtualization Technology (VT-x) in the BIOS setup, then power the machine off and on"
+#define WITHOUT	"the software vCPU works without: hvi run --backend soft"
 
 void vmcs_write_failed(unsigned long field, u64 value)
 {
@@ -48,10 +56,24 @@ void vmcs_write_failed(unsigned long field, u64 value)
 
 struct control {
 	const char *name;
+	const char *const *bits;	/* names of those that some CPU with VT-x has not; may be NULL */
 	u32 msr;
 	u32 needed, wanted;
 	u32 *out;
 };
+
+static const char *const pin_bits[32] = { [5] = "virtual NMIs", [6] = "VMX-preemption timer" };
+static const char *const secondary_bits[32] = { [1] = "EPT", [5] = "VPID", [7] = "unrestricted guest" };
+
+static void say_lack(const struct control *c, u32 lack)
+{
+	u32 bit = __ffs(lack);
+
+	if (c->bits && c->bits[bit])
+		pr_err("hvi: this CPU lacks %s (VMX %s controls, bit %u), which hvi needs; " WITHOUT "\n", c->bits[bit], c->name, bit);
+	else
+		pr_err("hvi: this CPU lacks bits %#x of the VMX %s controls, which hvi needs; " WITHOUT "\n", lack, c->name);
+}
 
 /* Low half: bits that must be 1; high half: bits that may be 1. */
 static int adjust(const struct control *c, u32 *allowed)
@@ -62,7 +84,7 @@ static int adjust(const struct control *c, u32 *allowed)
 	rdmsrl(c->msr, cap);
 	*allowed = cap >> 32;
 	if (c->needed & ~*allowed) {
-		pr_err("hvi: this CPU lacks %s controls %#x, which hvi needs\n", c->name, c->needed & ~*allowed);
+		say_lack(c, c->needed & ~*allowed);
 		return -EOPNOTSUPP;
 	}
 	value = (c->needed | (c->wanted & *allowed)) | (u32)cap;
@@ -76,15 +98,15 @@ static int read_caps(void)
 	u64 basic, misc;
 	u32 unused;
 	struct control list[] = {
-		{ "pin-based", VMX_TRUE_PIN, PIN_EXT_INT | PIN_NMI | PIN_VNMI | PIN_TIMER, 0, &c->pin },
-		{ "primary processor-based", VMX_TRUE_PRIMARY,
+		{ "pin-based", pin_bits, VMX_TRUE_PIN, PIN_EXT_INT | PIN_NMI | PIN_VNMI | PIN_TIMER, 0, &c->pin },
+		{ "primary processor-based", NULL, VMX_TRUE_PRIMARY,
 		  PRI_TSC_OFFSET | PRI_HLT | PRI_MWAIT | PRI_RDPMC | PRI_CR8_LOAD | PRI_CR8_STORE | PRI_MOV_DR |
 		  PRI_IO_BITMAPS | PRI_MSR_BITMAPS | PRI_MONITOR | PRI_SECONDARY, 0, &c->primary },
-		{ "secondary processor-based", VMX_SECONDARY,
+		{ "secondary processor-based", secondary_bits, VMX_SECONDARY,
 		  SEC_EPT | SEC_VPID | SEC_UNRESTRICTED, SEC_RDTSCP | SEC_WBINVD | SEC_INVPCID, &c->secondary },
-		{ "VM-exit", VMX_TRUE_EXIT, EXIT_SAVE_DEBUG | EXIT_HOST_64 | EXIT_SAVE_PAT | EXIT_LOAD_PAT |
+		{ "VM-exit", NULL, VMX_TRUE_EXIT, EXIT_SAVE_DEBUG | EXIT_HOST_64 | EXIT_SAVE_PAT | EXIT_LOAD_PAT |
 		  EXIT_SAVE_EFER | EXIT_LOAD_EFER, 0, &c->exit },
-		{ "VM-entry", VMX_TRUE_ENTRY, ENTRY_LOAD_DEBUG | ENTRY_LOAD_PAT | ENTRY_LOAD_EFER, 0, &c->entry },
+		{ "VM-entry", NULL, VMX_TRUE_ENTRY, ENTRY_LOAD_DEBUG | ENTRY_LOAD_PAT | ENTRY_LOAD_EFER, 0, &c->entry },
 	};
 	u32 *allowed[] = { &unused, &c->primary_allowed, &c->secondary_allowed, &unused, &unused };
 	unsigned int i;
@@ -92,7 +114,7 @@ static int read_caps(void)
 	rdmsrl(BASIC, basic);
 	c->revision = basic & 0x7fffffff;
 	if (!(basic & (1ull << 55))) {
-		pr_err("hvi: this CPU has no true VMX controls (IA32_VMX_BASIC bit 55)\n");
+		pr_err("hvi: this CPU has no true VMX controls (IA32_VMX_BASIC bit 55); " WITHOUT "\n");
 		return -EOPNOTSUPP;
 	}
 	if (((basic >> 32) & 0x1fff) > PAGE_SIZE)
@@ -105,7 +127,7 @@ static int read_caps(void)
 			return err;
 	}
 	if (!(c->primary_allowed & PRI_MTF)) {
-		pr_err("hvi: this CPU has no monitor trap flag, which single-steps need\n");
+		pr_err("hvi: this CPU has no monitor trap flag, which single-steps need; " WITHOUT "\n");
 		return -EOPNOTSUPP;
 	}
 	rdmsrl(CR0_FIXED0, c->cr0_fixed0);
@@ -117,7 +139,7 @@ static int read_caps(void)
 	rdmsrl(EPT_VPID, c->ept_vpid);
 	if ((c->ept_vpid & (EPT_WALK_4 | EPT_WB | EPT_INVEPT | EPT_INVEPT_SINGLE | VPID_INVVPID | VPID_SINGLE)) !=
 	    (EPT_WALK_4 | EPT_WB | EPT_INVEPT | EPT_INVEPT_SINGLE | VPID_INVVPID | VPID_SINGLE)) {
-		pr_err("hvi: this CPU's EPT and VPID capabilities %#llx lack what hvi needs\n", c->ept_vpid);
+		pr_err("hvi: this CPU's EPT and VPID capabilities %#llx lack what hvi needs; " WITHOUT "\n", c->ept_vpid);
 		return -EOPNOTSUPP;
 	}
 	c->phys_bits = boot_cpu_data.x86_phys_bits;
@@ -134,12 +156,26 @@ static int read_caps(void)
 
 /* ---- VMX operation ------------------------------------------------------------------- */
 
+/* 0, or why VMXON did not go through. It faults when some condition of SDM 30.3 (VMXON) does not hold. */
+static int vmxon(u64 region)
+{
+	asm goto("1: vmxon %0\n\t"
+		 "jna %l[no]\n\t"
+		 _ASM_EXTABLE(1b, %l[fault])
+		 : : "m" (region) : "cc", "memory" : no, fault);
+	return 0;
+no:
+	return -EBUSY;
+fault:
+	return -EIO;
+}
+
 static int cpu_on(unsigned int cpu)
 {
 	struct page *region = per_cpu(vmxon_region, cpu);
 	struct host_msrs *h = this_cpu_ptr(&host_msrs);
-	u64 feature, phys = page_to_phys(region), aux = 0;
-	bool failed;
+	u64 feature, aux = 0;
+	int err;
 
 	rdmsrl(MSR_STAR, h->star);
 	rdmsrl(MSR_LSTAR, h->lstar);
@@ -149,26 +185,32 @@ static int cpu_on(unsigned int cpu)
 		rdmsrl(MSR_TSC_AUX, aux);
 	h->tsc_aux = aux;
 	if (native_read_cr4() & X86_CR4_VMXE) {
-		pr_err("hvi: CPU %u is in VMX operation already: another hypervisor holds VT-x (rmmod kvm_intel)\n", cpu);
+		pr_err("hvi: CPU %u is in VMX operation already: another hypervisor holds VT-x; stop its guests and unload it (rmmod kvm_intel), then load hvi.ko again\n",
+		       cpu);
 		return -EBUSY;
 	}
-	rdmsrl(FEATURE_CONTROL, feature);
+	if (rdmsrl_safe(FEATURE_CONTROL, &feature)) {
+		pr_err("hvi: CPU %u has no VT-x\n", cpu);
+		return -EOPNOTSUPP;
+	}
 	if (!(feature & 1)) {		/* the firmware left it open: enable VMX outside SMX, lock */
-		wrmsrl(FEATURE_CONTROL, feature | 5);
+		wrmsrl_safe(FEATURE_CONTROL, feature | 5);
 		rdmsrl(FEATURE_CONTROL, feature);
 	}
-	if (!(feature & 4)) {
-		pr_err("hvi: VT-x is disabled and locked by the firmware of CPU %u\n", cpu);
+	if ((feature & 5) != 5) {
+		pr_err("hvi: VT-x is disabled and locked by the firmware of CPU %u; " IN_SETUP "\n", cpu);
 		return -EOPNOTSUPP;
 	}
 	memset(page_address(region), 0, PAGE_SIZE);
 	*(u32 *)page_address(region) = vmx_caps.revision;
+	intel_pt_handle_vmx(1);		/* tracing of VMX operation may be unsupported: perf must know */
 	cr4_set_bits(X86_CR4_VMXE);
-	asm volatile("vmxon %1; setna %0" : "=qm" (failed) : "m" (phys) : "cc", "memory");
-	if (failed) {
+	err = vmxon(page_to_phys(region));
+	if (err) {
 		cr4_clear_bits(X86_CR4_VMXE);
-		pr_err("hvi: VMXON failed on CPU %u\n", cpu);
-		return -EIO;
+		intel_pt_handle_vmx(0);
+		pr_err("hvi: VMXON %s on CPU %u; another hypervisor may be around it\n", err == -EIO ? "faulted" : "failed", cpu);
+		return err;
 	}
 	this_cpu_write(vmx_on, true);
 	return 0;
@@ -182,7 +224,28 @@ static int cpu_off(unsigned int cpu)
 	this_cpu_write(vmx_on, false);
 	asm volatile("vmxoff" : : : "cc", "memory");
 	cr4_clear_bits(X86_CR4_VMXE);
+	intel_pt_handle_vmx(0);
 	return 0;
+}
+
+/*
+ * A CPU that comes later and has no VT-x (SDM 23.7: each has its own
+ * IA32_FEATURE_CONTROL) is no reason to keep it from the host: vcpu_load
+ * does not go there.
+ */
+static int cpu_comes(unsigned int cpu)
+{
+	int err = READ_ONCE(stopping) ? 0 : cpu_on(cpu);
+
+	if (!err || loading)
+		return err;
+	pr_warn("hvi: CPU %u cannot run guests: keep hvi off it (taskset)\n", cpu);
+	return 0;
+}
+
+bool vmx_usable(void)
+{
+	return likely(this_cpu_read(vmx_on) && !READ_ONCE(stopping));
 }
 
 /* Only the booting CPU runs here, with interrupts off; the others go through hotplug. */
@@ -194,7 +257,7 @@ static int suspend(void)
 
 static void resume(void)
 {
-	if (cpu_on(raw_smp_processor_id()))
+	if (!stopping && cpu_on(raw_smp_processor_id()))
 		pr_err("hvi: VT-x did not come back after suspend\n");
 }
 
@@ -203,16 +266,26 @@ static void off_here(void *unused)
 	cpu_off(raw_smp_processor_id());
 }
 
-/* In VMX operation INIT is blocked, and a reset would hang. */
-static void reboot(void)
-{
-	on_each_cpu(off_here, NULL, 1);
-}
-
 static struct syscore_ops syscore = {
 	.suspend = suspend,
 	.resume = resume,
-	.shutdown = reboot,
+};
+
+/*
+ * Before a reboot, a power-off and another kernel (kexec): in VMX operation
+ * INIT is blocked (SDM 23.8), CR4.VMXE cannot be cleared, and a reset may hang.
+ */
+static int reboot(struct notifier_block *nb, unsigned long action, void *data)
+{
+	WRITE_ONCE(stopping, true);
+	/* From vcpu_load to vcpu_put preemption is off, so that whoever is in between is out then. */
+	synchronize_rcu();
+	on_each_cpu(off_here, NULL, 1);
+	return NOTIFY_DONE;
+}
+
+static struct notifier_block reboot_notifier = {
+	.notifier_call = reboot,
 };
 
 const struct host_msrs *vmx_host_msrs(void)
@@ -266,11 +339,14 @@ int vmx_init(void)
 	if (!boot_cpu_has(X86_FEATURE_VMX)) {
 		u64 feature = 0;
 
-		if (boot_cpu_data.x86_vendor == X86_VENDOR_INTEL && (cpuid_ecx(1) & (1u << 5)) &&
-		    !rdmsrl_safe(FEATURE_CONTROL, &feature) && (feature & 5) == 1)
-			pr_err("hvi: VT-x is disabled and locked by the firmware (BIOS setup: Intel Virtualization Technology)\n");
+		if (boot_cpu_data.x86_vendor != X86_VENDOR_INTEL)
+			pr_err("hvi: this is no Intel CPU; " WITHOUT "\n");
+		else if ((cpuid_ecx(1) & (1u << 5)) && !rdmsrl_safe(FEATURE_CONTROL, &feature) && (feature & 5) == 1)
+			pr_err("hvi: VT-x is disabled and locked by the firmware; " IN_SETUP "\n");
+		else if (boot_cpu_has(X86_FEATURE_HYPERVISOR))
+			pr_err("hvi: the hypervisor below shows no VT-x: allow nested virtualization there; " WITHOUT "\n");
 		else
-			pr_err("hvi: this CPU has no VT-x\n");
+			pr_err("hvi: this CPU has no VT-x; " WITHOUT "\n");
 		return -EOPNOTSUPP;
 	}
 	if (X86_CR4_FRED && (native_read_cr4() & X86_CR4_FRED)) {
@@ -293,18 +369,22 @@ int vmx_init(void)
 		}
 		per_cpu(vmxon_region, cpu) = p;
 	}
-	err = cpuhp_setup_state(CPUHP_AP_ONLINE_DYN, "hvi:online", cpu_on, cpu_off);
+	loading = true;
+	err = cpuhp_setup_state(CPUHP_AP_ONLINE_DYN, "hvi:online", cpu_comes, cpu_off);
+	loading = false;
 	if (err < 0) {
 		free_regions();
 		return err;
 	}
 	hp_state = err;
 	register_syscore_ops(&syscore);
+	register_reboot_notifier(&reboot_notifier);
 	return 0;
 }
 
 void vmx_exit(void)
 {
+	unregister_reboot_notifier(&reboot_notifier);
 	unregister_syscore_ops(&syscore);
 	cpuhp_remove_state(hp_state);
 	free_regions();

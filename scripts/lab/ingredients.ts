@@ -245,6 +245,7 @@ const INGREDIENTS = {
   guest: stockGuest,
   "soft-attacks": softAttacks,
   "exit-cost": async (w: Workshop) => [await program(w, "bench/vmx/exit-cost.c")],
+  migrate: async (w: Workshop) => [await program(w, "test/vmx/migrate.c")],
   fuzz: async (w: Workshop) => [
     await program(w, "test/vmx/fuzz.c"),
     await program(w, "test/vmx/victim.c"),

@@ -12,6 +12,7 @@ import type { Series } from "../../fixtures/kernels/kernels.ts";
 import { differences as transcriptDifferences } from "../../test/conformance/compare.ts";
 import type { CpuModel, Firmware } from "./bochs.ts";
 import { ATTACKS_APPEND, type Ingredient, SOFT_ATTACKS, SOFT_TRANSCRIPT } from "./ingredients.ts";
+import { STATE_STEPS } from "./states.ts";
 
 export interface StepResult {
   readonly code: number;
@@ -59,20 +60,6 @@ load() {
 }
 unload() { rmmod hvi || fail "hvi.ko does not unload"; }
 `;
-
-interface DoctorReport {
-  readonly vtx: { readonly state: string };
-}
-
-/** Whether `hvi doctor --json` found the state of VT-x that it should have found. */
-function doctorSays(r: StepResult, file: string, state: string): string[] {
-  try {
-    const report = JSON.parse(r.files.get(file) ?? "") as DoctorReport;
-    return report.vtx.state === state ? [] : [`${file}: ${report.vtx.state}, should be ${state}`];
-  } catch {
-    return [`${file}: no JSON: ${r.files.get(file) ?? "(nothing)"}`];
-  }
-}
 
 export const STEPS: readonly Step[] = [
   {
@@ -125,20 +112,6 @@ for m in kvm-intel kvm irqbypass; do rmmod $m || fail "$m does not unload"; done
 [ $first -ne 0 ] || fail "hvi.ko loads while KVM has VMX on"
 load
 unload`,
-  },
-  {
-    name: "doctor",
-    needs: ["module", "hvi"],
-    limit: 200,
-    script: `
-hvi doctor --json > /lab/out/without.json
-load
-hvi doctor --json > /lab/out/with.json || fail "hvi doctor: exit code $?"
-unload`,
-    judge: (r) => [
-      ...doctorSays(r, "without.json", "module-not-loaded"),
-      ...doctorSays(r, "with.json", "ready"),
-    ],
   },
   {
     name: "conformance",
@@ -269,4 +242,5 @@ unload
 load
 unload`,
   },
+  ...STATE_STEPS,
 ];

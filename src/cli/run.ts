@@ -2,7 +2,7 @@
 import { closeSync } from "node:fs";
 import { basename } from "node:path";
 import type { CAC } from "cac";
-import type { BackendChoice } from "../bridge/index.ts";
+import { type BackendChoice, BackendError } from "../bridge/index.ts";
 import { ControlServer } from "../control/server.ts";
 import { InputError } from "../errors.ts";
 import type { LinuxGuest } from "../guest/linux/kernel.ts";
@@ -17,6 +17,7 @@ import { introspect, PROTECTION_NAMES, parseProtect } from "./introspection.ts";
 import { conclude, statistics } from "./outcome.ts";
 import { complain, EXIT_FAILURE, EXIT_OK, log } from "./output.ts";
 import { attachStdin } from "./terminal.ts";
+import { vtxFacts, vtxFinding } from "./vtx.ts";
 
 const MAX_CPUS = 32;
 const STDOUT = 1;
@@ -180,18 +181,33 @@ function serve(machine: Machine, guest: () => LinuxGuest | undefined): ControlSe
   }
 }
 
+/** Says what stands in the way of VT-x, where it was asked for or could have been taken. */
+function explain(error: unknown): never {
+  const found = error instanceof BackendError ? vtxFinding(vtxFacts()) : undefined;
+  if (found === undefined || found.state === "ready") throw error;
+  throw new BackendError(`VT-x cannot be used: ${found.what}`, found.hint);
+}
+
 async function run(flags: RunFlags): Promise<number> {
   const o = parse(flags);
   const started = performance.now();
   const stdio = o.consoleTarget === "stdio";
-  const machine = await build(o, () => ({
+  const building = build(o, () => ({
     backend: o.backend,
     console: new Console(stdio ? STDOUT : openOutput(o.consoleTarget, "console")),
     interactive: stdio && process.stdin.isTTY === true,
     inputOpen: stdio,
     epoch: Date.now() / 1000,
   }));
-  if (o.verbose) log.info(`ready to run after ${(performance.now() - started).toFixed(1)} ms`);
+  const machine = await (o.backend === "vmx" ? building.catch(explain) : building);
+  if (o.verbose) {
+    const { backend } = machine.vm.info;
+    if (o.backend === "auto" && backend === "soft") {
+      const found = vtxFinding(vtxFacts());
+      log.info(`the software vCPU runs it, not VT-x: ${found.what} -> ${found.hint}`);
+    }
+    log.info(`ready to run on ${backend} after ${(performance.now() - started).toFixed(1)} ms`);
+  }
   const introspection =
     o.protections.length > 0 || o.alerts !== undefined
       ? introspect(machine, o.protections, o.alerts)

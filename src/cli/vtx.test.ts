@@ -19,7 +19,15 @@ const INFO: VmInfo = {
 };
 
 function facts(over: Partial<VtxFacts>): VtxFacts {
-  return { cpuinfo: CPU, kernelLog: [], modules: "", device: "absent", open: () => INFO, ...over };
+  return {
+    cpuinfo: CPU,
+    kernelLog: [],
+    modules: "",
+    kvmAtLoad: false,
+    device: "absent",
+    open: () => INFO,
+    ...over,
+  };
 }
 function failing(message: string): Partial<VtxFacts> {
   return {
@@ -55,6 +63,24 @@ const CASES: [VtxState, Partial<VtxFacts>][] = [
     {
       modules: "kvm_intel 380928 0 - Live 0x0\n",
       kernelLog: ["hvi: CPU 0 is in VMX operation already: another hypervisor holds VT-x"],
+    },
+  ],
+  ["kvm-holds-vmx", { modules: "kvm_intel 380928 0 - Live 0x0\n", kvmAtLoad: true }],
+  // KVM has gone since.
+  [
+    "module-refused",
+    {
+      kernelLog: ["hvi: CPU 0 is in VMX operation already: another hypervisor holds VT-x; stop it"],
+    },
+  ],
+  ["locked", { kernelLog: ["hvi: VT-x is disabled and locked by the firmware of CPU 1; switch"] }],
+  [
+    "module-not-loaded",
+    {
+      kernelLog: [
+        "hvi: loading out-of-tree module taints kernel.",
+        "hvi: module verification failed: signature and/or required key missing - tainting kernel",
+      ],
     },
   ],
   ["other-kernel", { kernelLog: ["hvi: version magic '6.1.0-1' should be '6.1.0-2'"] }],

@@ -39,6 +39,8 @@ export interface VtxFacts {
   readonly kernelLog: readonly string[];
   /** /proc/modules. */
   readonly modules: string;
+  /** KVM switches VT-x on when it is loaded, not with its first guest (kernels from 6.12 on). */
+  readonly kvmAtLoad: boolean;
   readonly device: "absent" | "forbidden" | "present";
   /** What opening the device gave. */
   readonly open: () => VmInfo;
@@ -81,11 +83,7 @@ function cpu(f: VtxFacts): VtxFinding | undefined {
         /VMX .*disabled by (?:BIOS|TXT)|VT-x is disabled and locked/.test(line),
       )
     ) {
-      return {
-        state: "locked",
-        what: "VT-x is switched off and locked by the firmware",
-        hint: "switch on Intel Virtualization Technology (VT-x) in the BIOS setup, then power the machine off and on",
-      };
+      return LOCKED;
     }
     if (vendor !== undefined && vendor !== "GenuineIntel") {
       return {
@@ -117,11 +115,18 @@ function cpu(f: VtxFacts): VtxFinding | undefined {
   return undefined;
 }
 
+const LOCKED: VtxFinding = {
+  state: "locked",
+  what: "VT-x is switched off and locked by the firmware",
+  hint: "switch on Intel Virtualization Technology (VT-x) in the BIOS setup, then power the machine off and on",
+};
+
 /** Why there is no device: what the module said when it was loaded last, if it was. */
 function notLoaded(f: VtxFacts): VtxFinding {
   const users = moduleUsers(f.modules, "kvm_intel");
-  const said = f.kernelLog.filter((line) => /\bhvi: /.test(line));
+  const said = f.kernelLog.filter((line) => /\bhvi: /.test(line) && !/taint/.test(line));
   const last = said.at(-1)?.replace(/^.*?\bhvi: /, "") ?? "";
+  const busy = /VMX operation already|holds VT-x/.test(last);
   if (/version magic|disagrees about version|Unknown symbol/.test(last)) {
     return {
       state: "other-kernel",
@@ -129,15 +134,23 @@ function notLoaded(f: VtxFacts): VtxFinding {
       hint: `make -C hv/vmx clean && ${LOAD}`,
     };
   }
-  if ((users ?? 0) > 0 || (users !== undefined && /VMX operation already|holds VT-x/.test(last))) {
+  if (users !== undefined && (users > 0 || busy || f.kvmAtLoad)) {
     return {
       state: "kvm-holds-vmx",
       what: "KVM holds VT-x",
       hint: `stop its guests, then: sudo rmmod kvm_intel && ${LOAD}`,
     };
   }
-  // What it says at a good start is no reason.
-  if (last !== "" && !/^ABI \d/.test(last)) {
+  if (/disabled and locked by the firmware/.test(last)) return LOCKED;
+  if (busy) {
+    return {
+      state: "module-refused",
+      what: "another hypervisor held VT-x when hvi.ko was to be loaded",
+      hint: `unload it (vboxdrv, vmmon) where it is still there, then: ${LOAD}`,
+    };
+  }
+  // What it says at a good start, or of a CPU that came later, is no reason.
+  if (last !== "" && !/^ABI \d|^CPU \d+ cannot run guests/.test(last)) {
     return { state: "module-refused", what: `hvi.ko did not load: ${last}`, hint: "see dmesg" };
   }
   return { state: "module-not-loaded", what: "hvi.ko is not loaded", hint: LOAD };
@@ -219,6 +232,7 @@ export function vtxFacts(): VtxFacts {
     cpuinfo: readText("/proc/cpuinfo"),
     kernelLog: readKernelLog(),
     modules: readText("/proc/modules"),
+    kvmAtLoad: readText("/sys/module/kvm/parameters/enable_virt_at_load").startsWith("Y"),
     device: deviceState(),
     open() {
       const vm = openVm({ backend: "vmx" });

@@ -27,7 +27,7 @@ static void *(*soft_mmap)(long, __u64, __u64);
 static int (*soft_close)(long);
 
 /* Takes the software vCPU instead of the device; ends the program when it cannot be had. */
-static void use_soft(const char *path)
+static inline void use_soft(const char *path)
 {
 	void *lib = dlopen(path, RTLD_NOW);
 
