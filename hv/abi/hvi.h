@@ -149,7 +149,7 @@ struct hvi_ept {
 	__u64 ranges;		/* user pointer to struct hvi_ept_range[] */
 };
 
-/* HVI_VIEW_CREATE: a copy of `from`; view 0 exists from the start, all RWX. */
+/* HVI_VIEW_CREATE: a copy of all of `from`; view 0 exists from the start, all RWX. */
 struct hvi_view {
 	__u32 from;		/* create: the view to copy */
 	__u32 view;		/* out of create; in of destroy */
@@ -170,23 +170,44 @@ struct hvi_spare {
 	__u32 first;		/* out: index of the first of them */
 };
 
-/* Write permission of a page's 32 parts of 128 bytes (HVI_CAP_SPP): bit set = writable. */
+/*
+ * HVI_SPP_SET (HVI_CAP_SPP): in a view, a page with R and without W may be
+ * written all the same in those of its 32 parts of 128 bytes whose bit of mask
+ * is set (bit 0: the first); 0, as at the start, undoes it. For other rights it
+ * waits. It only saves exits: a write that is not of one part alone, the page
+ * walk's writes of accessed and dirty bits, and all writes of a vCPU that may
+ * switch views by VMFUNC, may still be violations (SDM 28.3.4), with the rights
+ * of the page in hvi_exit.rights.
+ */
 struct hvi_spp {
 	__u32 view;
 	__u32 mask;
 	__u64 gfn;
 };
 
-/* #VE (HVI_CAP_VE) and EPTP switching (HVI_CAP_EPTP_SWITCH) of one vCPU. */
+/*
+ * HVI_VE_SET: what one vCPU may do without an exit.
+ * enable (HVI_CAP_VE): violations of convertible pages are delivered as #VE,
+ * vector 20, and told in the page of RAM at info_gpa (SDM 25.5.7.2), whatever
+ * the views say of that page. Those that cannot become #VE (real mode, during
+ * the delivery of an event, the 4 bytes at info_gpa + 4 not zero) exit.
+ * views (HVI_CAP_EPTP_SWITCH): VMFUNC 0 with ECX = index selects one, at any
+ * privilege; hvi_vcpu.view follows. Any other VMFUNC raises #UD. No view twice;
+ * none of them can be destroyed. view_count 0: VMFUNC raises #UD.
+ */
 struct hvi_ve {
 	__u32 vcpu;
-	__u32 enable;
+	__u32 enable;		/* 0 or 1 */
 	__u64 info_gpa;		/* virtualisation-exception information page */
-	__u32 view_count;	/* views that VMFUNC may select, in order */
+	__u32 view_count;	/* views that VMFUNC may select, in order; at most HVI_MAX_VIEWS */
 	__u32 reserved;
 	__u64 views;		/* user pointer to __u32[] */
 };
-/* Let violations of these GFNs become #VE (convertible) or exits. */
+/*
+ * HVI_VE_PAGES: in a view, violations of these GFNs are convertible to #VE (1)
+ * or exits (0), as at the start. The page walk's writes of accessed and dirty
+ * bits to a convertible page without W are violations too.
+ */
 struct hvi_ve_pages {
 	__u32 view;
 	__u32 convertible;
@@ -500,7 +521,7 @@ struct hvi_counters {
 	__u64 blocks;		/* decoded blocks built (soft) */
 	__u64 internal_exits;	/* VM exits handled below the interface (vmx) */
 	__u64 events;		/* delivered to the guest */
-	__u64 reserved;
+	__u64 invepts;		/* INVEPT before an entry (vmx) */
 };
 
 struct hvi_vcpu {
@@ -511,7 +532,7 @@ struct hvi_vcpu {
 	__u32 mp_state;		/* enum hvi_mp_state */
 	__u32 interruptibility;	/* HVI_BLOCK_* */
 	__u32 view;		/* the engine may change it at any exit */
-	__u32 eptp_index;	/* last VMFUNC switch, else ~0 */
+	__u32 eptp_index;	/* of `view` in hvi_ve.views, ~0 when it is not there */
 	__u32 want_irq_window;	/* in: exit with IRQ_WINDOW as soon as an interrupt can be taken */
 	__u32 irq_ready;	/* out: an external interrupt injected now would be taken at once */
 	__u32 initial_apic_id;

@@ -22,11 +22,19 @@ static u64 *table_of(u64 entry)
 	return __va(entry & EPT_FRAME);
 }
 
+void ept_clear(u64 *t)
+{
+	memset64(t, EPT_NONE, 512);
+}
+
 static u64 *new_table(void)
 {
-	struct page *p = alloc_page(GFP_KERNEL_ACCOUNT | __GFP_ZERO);
+	struct page *p = alloc_page(GFP_KERNEL_ACCOUNT);
 
-	return p ? page_address(p) : NULL;
+	if (!p)
+		return NULL;
+	ept_clear(page_address(p));
+	return page_address(p);
 }
 
 static void free_table(u64 *t, int level)
@@ -58,13 +66,14 @@ u64 *ept_leaf(u64 *root, u64 gfn, int *level)
 
 /* ---- INVEPT ------------------------------------------------------------------------ */
 
-void ept_invalidate(u64 eptp)
+void ept_invalidate(struct vcpu *v, u64 eptp)
 {
 	struct {
 		u64 eptp, zero;
 	} d = { eptp, 0 };
 
 	asm volatile("invept %0, %1" : : "m" (d), "r" (1ul) : "cc", "memory");
+	v->page->counters.invepts++;
 }
 
 bool ept_test_stale(struct view *v, int cpu)
@@ -96,22 +105,47 @@ u64 ept_frame(struct vm *vm, u32 view, u64 gfn)
 	return p ? page_to_phys(p) : 0;
 }
 
+/* A convertible page that is not there yet exits, to be filled in; then the CPU decides. */
+static u64 entry(u64 frame, u8 page)
+{
+	u64 e = page & PAGE_VE ? 0 : EPT_NO_VE;
+	u32 rights = page & HVI_RWX;
+
+	if (!rights)
+		return e;
+	if (!frame)
+		return EPT_NONE;
+	if ((page & PAGE_SPP) && (rights & (HVI_R | HVI_W)) == HVI_R)
+		e |= EPT_SPP;
+	return e | frame | EPT_WB_IPAT | rights;
+}
+
 static u64 entry_for(struct vm *vm, u32 view, u32 index, u64 gfn)
 {
-	u64 frame = ept_frame(vm, view, gfn);
-	u32 rights = vm->view[view].rights[index];
+	return entry(ept_frame(vm, view, gfn), vm->view[view].rights[index]);
+}
 
-	return frame && rights ? frame | EPT_WB_IPAT | rights : 0;
+bool ept_hides_ve(struct vm *vm, u32 view, u64 gfn)
+{
+	const struct view *v = &vm->view[view];
+	u32 index = ram_index(vm, gfn);
+	const u64 *e;
+	int level;
+
+	if (index == NO_PAGE || !(v->rights[index] & PAGE_VE))
+		return false;
+	e = ept_leaf(v->root, gfn, &level);
+	return !e || (*e & EPT_NO_VE);
 }
 
 u32 view_rights(const struct vm *vm, u32 view, u64 gfn)
 {
 	u32 i = ram_index(vm, gfn);
 
-	return i == NO_PAGE ? 0 : vm->view[view].rights[i];
+	return i == NO_PAGE ? 0 : vm->view[view].rights[i] & HVI_RWX;
 }
 
-/* Whether the 2 MiB around may be one page: 512 pages of RAM, all RWX, not remapped, in one piece. */
+/* Whether the 2 MiB around may be one page: 512 pages of RAM, all RWX and no more, not remapped, in one piece. */
 static bool uniform(struct vm *vm, u32 view, u64 gfn)
 {
 	const struct view *v = &vm->view[view];
@@ -162,7 +196,7 @@ static void fill_table(struct vm *vm, u32 view, u64 *t, u64 gfn)
 	for (i = 0; i < 512; i++) {
 		u32 index = ram_index(vm, (gfn & ~511ull) + i);
 
-		t[i] = index == NO_PAGE ? 0 : entry_for(vm, view, index, (gfn & ~511ull) + i);
+		t[i] = index == NO_PAGE ? EPT_NONE : entry_for(vm, view, index, (gfn & ~511ull) + i);
 	}
 }
 
@@ -197,7 +231,7 @@ int ept_fill(struct vm *vm, u32 view, u64 gfn)
 	if (!e)
 		return -ENOMEM;
 	if (!(*e & TABLE) && uniform(vm, view, gfn)) {
-		WRITE_ONCE(*e, (page_to_phys(p) & ~0x1fffffull) | EPT_WB_IPAT | EPT_LARGE | HVI_RWX);
+		WRITE_ONCE(*e, (page_to_phys(p) & ~0x1fffffull) | EPT_NO_VE | EPT_WB_IPAT | EPT_LARGE | HVI_RWX);
 		v->gen++;
 		return 0;
 	}
@@ -226,13 +260,14 @@ static bool rights_ok(u32 rights)
 	return rights != HVI_X || (vmx_caps.caps & HVI_CAP_EXEC_ONLY);
 }
 
-static int range_ok(struct vm *vm, const struct hvi_ept_range *r)
+/* Whether count GFNs from gfn on are RAM; an empty range is a mistake. */
+static int in_ram(struct vm *vm, u64 gfn, u64 count)
 {
-	u64 gfn = r->gfn, end = r->gfn + r->count;
+	u64 end = gfn + count;
 
-	if (!r->count || !rights_ok(r->rights))
+	if (!count)
 		return -EINVAL;
-	if (gfn > vmx_caps.max_gfn)
+	if (gfn > vmx_caps.max_gfn || count > vmx_caps.max_gfn + 1)
 		return -EFAULT;
 	while (gfn < end) {
 		const struct slot *s = NULL;
@@ -246,6 +281,11 @@ static int range_ok(struct vm *vm, const struct hvi_ept_range *r)
 		gfn = s->gfn + s->pages;
 	}
 	return 0;
+}
+
+static int range_ok(struct vm *vm, const struct hvi_ept_range *r)
+{
+	return rights_ok(r->rights) ? in_ram(vm, r->gfn, r->count) : -EINVAL;
 }
 
 /* Large pages that a range covers in part, or takes rights from, become tables first: this may fail. */
@@ -289,7 +329,7 @@ static void merge(struct vm *vm, u32 view, u64 gfn)
 		u64 *old = table_of(*t);
 		u64 frame = ept_frame(vm, view, gfn & ~511ull);
 
-		WRITE_ONCE(*t, frame | EPT_WB_IPAT | EPT_LARGE | HVI_RWX);
+		WRITE_ONCE(*t, frame | EPT_NO_VE | EPT_WB_IPAT | EPT_LARGE | HVI_RWX);
 		v->gen++;
 		stale(v);
 		free_page((unsigned long)old);
@@ -313,20 +353,26 @@ static bool apply_pages(struct vm *vm, struct view *v, const struct slot *s, u64
 	u8 *have = v->rights + s->first + first;
 	bool less = false;
 
-	if (!table) {
+	if (!table && !v->marked) {
 		memset(have, rights, count);
 		return false;
 	}
 	for (i = 0; i < count; i++) {
 		struct page *p = s->page[first + i];
+		u8 now = (have[i] & ~HVI_RWX) | rights;
 
-		if (have[i] == rights)
+		if (have[i] == now)
 			continue;
-		less |= have[i] & ~rights;
-		have[i] = rights;
+		if (!table) {
+			have[i] = now;
+			continue;
+		}
+		/* A CPU's older copy that refuses costs no more than an exit, but not where that is a #VE. */
+		less |= (have[i] & ~now) | (have[i] & PAGE_VE);
+		have[i] = now;
 		if (v->remap && v->remap[s->first + first + i] != NO_PAGE)
 			p = vm->spare[v->remap[s->first + first + i]];
-		WRITE_ONCE(table[INDEX(gfn + i, 1)], p && rights ? page_to_phys(p) | EPT_WB_IPAT | rights : 0);
+		WRITE_ONCE(table[INDEX(gfn + i, 1)], entry(p ? page_to_phys(p) : 0, now));
 	}
 	return less;
 }
@@ -413,6 +459,61 @@ int ept_get(struct vm *vm, const struct hvi_ept *a)
 	return 0;
 }
 
+/* ---- marks: convertible to #VE, writable in parts ---------------------------------------------- */
+
+/* Set or clear a mark of pages. The large pages among them become tables first: this may fail. */
+int ept_mark(struct vm *vm, u32 view, u64 gfn, u64 count, u8 mark, bool on)
+{
+	struct view *v;
+	bool changed = false;
+	u64 g, end = gfn + count;
+	int err, level;
+
+	if (!view_ok(vm, view))
+		return -EINVAL;
+	err = in_ram(vm, gfn, count);
+	if (err)
+		return err;
+	v = &vm->view[view];
+	for (g = gfn; on && g < end; g = (g | 511) + 1) {
+		u64 *e = ept_leaf(v->root, g, &level);
+
+		if (e && level == 2)
+			err = split(vm, view, e, g);
+		if (err)
+			return err;
+		cond_resched();
+	}
+	v->marked |= on;
+	for (g = gfn; g < end; g++) {
+		u32 index = ram_index(vm, g);
+		u8 *have = &v->rights[index], now = on ? *have | mark : *have & ~mark;
+		u64 *e;
+
+		if (!(g & 511))
+			cond_resched();
+		if (*have == now)
+			continue;
+		*have = now;
+		changed = true;
+		e = ept_leaf(v->root, g, &level);
+		if (e)
+			WRITE_ONCE(*e, entry_for(vm, view, index, g));
+	}
+	if (changed) {
+		v->gen++;
+		stale(v);
+	}
+	return 0;
+}
+
+/* What a page's mark stands for has changed. */
+void ept_changed(struct vm *vm, u32 view)
+{
+	vm->view[view].gen++;
+	stale(&vm->view[view]);
+}
+
 /* ---- views ----------------------------------------------------------------------------------- */
 
 /* A view's tables; the arrays are the caller's. */
@@ -442,6 +543,7 @@ void view_free(struct vm *vm, u32 view)
 
 	if (v->root)
 		free_table(v->root, 4);
+	spp_free(v->sppt);
 	bitmap_free(v->stale);
 	kvfree(v->rights);
 	kvfree(v->remap);
@@ -476,6 +578,14 @@ int view_create(struct vm *vm, struct hvi_view *a)
 		memcpy(v->rights, from->rights, vm->ram_pages);
 	if (v->remap)
 		memcpy(v->remap, from->remap, vm->ram_pages * sizeof(u32));
+	v->marked = from->marked;
+	if (from->sppt) {
+		v->sppt = spp_copy(from->sppt);
+		if (!v->sppt) {
+			view_free(vm, i);
+			return -ENOMEM;
+		}
+	}
 	a->view = i;
 	return 0;
 }
@@ -489,7 +599,8 @@ int view_destroy(struct vm *vm, const struct hvi_view *a)
 	for (i = 0; i < vm->ncpus; i++) {
 		const struct vcpu *v = vm->cpu[i];
 
-		if (v->view == a->view || READ_ONCE(v->page->view) == a->view || v->step_back == a->view)
+		if (v->view == a->view || READ_ONCE(v->page->view) == a->view || v->step_back == a->view ||
+		    ve_index(v, a->view) != ~0u)
 			return -EBUSY;
 	}
 	for (i = 0; i < vm->ncpus; i++)

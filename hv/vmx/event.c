@@ -22,6 +22,12 @@ static bool is_pf(const struct event *e)
 	return e->type == HVI_EVENT_EXCEPTION && e->vector == VEC_PF;
 }
 
+/* SDM 25.5.7.3: a #VE counts as a page fault. None is raised during a delivery. */
+static bool like_pf(const struct event *e)
+{
+	return is_pf(e) || (e->type == HVI_EVENT_EXCEPTION && e->vector == VEC_VE);
+}
+
 /* v->evt was being delivered when `second` was raised. */
 void event_merge(struct vcpu *v, const struct event *second)
 {
@@ -39,7 +45,7 @@ void event_merge(struct vcpu *v, const struct event *second)
 		return;
 	}
 	if ((contributory(first) && contributory(second)) ||
-	    (is_pf(first) && (is_pf(second) || contributory(second)))) {
+	    (like_pf(first) && (is_pf(second) || contributory(second)))) {
 		if (is_pf(second))
 			v->cr2 = second->cr2;
 		*first = (struct event){

@@ -79,14 +79,23 @@ void skip(struct vcpu *v, u32 len)
 		step_finish(v);
 }
 
+static int unsupported(struct vcpu *v, u32 detail)
+{
+	struct hvi_exit *x = exit_record(v, HVI_EXIT_EMULATION);
+
+	x->value = detail;
+	x->insn_len = v->rip_len;
+	return HVI_EXIT_EMULATION;
+}
+
 /* ---- EPT violations (SDM 27.2.1, table 27-7) ------------------------------------------------- */
 
 #define Q_GLA		(1u << 7)
 #define Q_FINAL		(1u << 8)
 
-static int exit_ept(struct vcpu *v)
+static int exit_ept(struct vcpu *v, u64 q)
 {
-	u64 q = vmcs_read(F_QUALIFICATION), gpa = vmcs_read(F_GPA), gfn = gpa >> PAGE_SHIFT, gva = 0;
+	u64 gpa = vmcs_read(F_GPA), gfn = gpa >> PAGE_SHIFT, gva = 0;
 	bool walk = !(q & Q_FINAL), ram = ram_index(v->vm, gfn) != NO_PAGE;
 	u32 access = q & HVI_RWX, rights = view_rights(v->vm, v->view, gfn);
 	u32 allowed = step_overrides(v, gfn) ? HVI_RWX : rights;
@@ -107,6 +116,10 @@ static int exit_ept(struct vcpu *v)
 		return EXIT_FILL;
 	}
 	v->spurious = 0;
+	if (unlikely(v->ve_info) && (access & ~allowed) && ept_hides_ve(v->vm, v->view, gfn)) {
+		v->fill_gfn = gfn;
+		return EXIT_FILL;
+	}
 	if (ram && (q & Q_GLA) && walk && (access & HVI_W) && (rights & HVI_R) && guest_set_ad(v, gva, gpa)) {
 		v->page->counters.ad_writes++;
 		return 0;
@@ -127,6 +140,16 @@ static int exit_ept(struct vcpu *v)
 		x->access |= HVI_ACCESS_USER;
 	x->rights = rights;
 	return HVI_EXIT_EPT;
+}
+
+/* SDM 28.3.4.2: a hole in the table (bit 11), which is none of ours: the page is not writable; or it is corrupt. */
+static int exit_spp(struct vcpu *v)
+{
+	u64 q = vmcs_read(F_QUALIFICATION);
+
+	if (!(q & (1u << 11)))
+		return unsupported(v, X_SPP);
+	return exit_ept(v, HVI_W | Q_GLA | Q_FINAL | (q & INTR_NMI_UNBLOCK));
 }
 
 /* ---- exceptions ------------------------------------------------------------------------------- */
@@ -266,15 +289,6 @@ static int plain(struct vcpu *v, u32 reason)
 	return reason;
 }
 
-static int unsupported(struct vcpu *v, u32 detail)
-{
-	struct hvi_exit *x = exit_record(v, HVI_EXIT_EMULATION);
-
-	x->value = detail;
-	x->insn_len = v->rip_len;
-	return HVI_EXIT_EMULATION;
-}
-
 static int step_done(struct vcpu *v)
 {
 	v->pass_dtr = false;
@@ -288,7 +302,7 @@ int handle_exit(struct vcpu *v, u32 reason)
 	event_vectoring(v);
 	v->rip_len = vmcs_read32(F_EXIT_INSN_LEN);
 	switch (reason) {
-	case X_EPT: return exit_ept(v);
+	case X_EPT: return exit_ept(v, vmcs_read(F_QUALIFICATION));
 	case X_IO: return exit_io(v);
 	case X_EXCEPTION: return exit_exception(v);
 	case X_EXTERNAL: case X_INT_WINDOW: case X_NMI_WINDOW: case X_TIMER: return 0;
@@ -302,6 +316,8 @@ int handle_exit(struct vcpu *v, u32 reason)
 	case X_XSETBV: return exit_xsetbv(v);
 	case X_GDT_IDT: return exit_gdt_idt(v);
 	case X_LDT_TR: return exit_ldt_tr(v);
+	case X_VMFUNC: return exit_vmfunc(v);
+	case X_SPP: return exit_spp(v);
 	case X_VMCALL: return v->vm->vmcall_exit ? plain(v, HVI_EXIT_VMCALL) : inject_ud(v);
 	case X_INVD: case X_WBINVD:		/* memory is coherent */
 		skip(v, v->rip_len);
@@ -314,7 +330,7 @@ int handle_exit(struct vcpu *v, u32 reason)
 	case X_TASK: return unsupported(v, 0x5441534b);		/* "TASK": hardware task switches */
 	case X_EPT_MISCONFIG: return unsupported(v, X_EPT_MISCONFIG);
 	default:		/* VMX, SMX, MONITOR: not in the guest's CPUID */
-		if (reason == X_GETSEC || reason == X_MWAIT || reason == X_MONITOR || reason == X_VMFUNC ||
+		if (reason == X_GETSEC || reason == X_MWAIT || reason == X_MONITOR ||
 		    (reason > X_VMCALL && reason <= X_VMXON) || reason == X_INVEPT || reason == X_INVVPID)
 			return inject_ud(v);
 		return unsupported(v, reason);

@@ -6,6 +6,7 @@
  *   vm.c       the VM: creation, intercepts, locking against a running guest
  *   mem.c      RAM and spare pages, made at the first touch
  *   ept.c      views: rights, remappings, EPT tables filled on demand
+ *   ve.c       #VE and EPTP switching by VMFUNC; spp.c: sub-page write permissions
  *   step.c     replies that hold for one instruction: private EPT, MTF
  *   vmx.c      capabilities, VMXON and VMXOFF, CPU hotplug, suspend, VMCS regions
  *   vcpu.c     one vCPU: creation, loading on a CPU and putting away
@@ -50,6 +51,7 @@
 #define VEC_PF		14
 #define VEC_AC		17
 #define VEC_MC		18
+#define VEC_VE		20
 
 #define CR0_GUEST_MASK	0xe005003full	/* bits that a guest may set */
 #define PENDING_ENABLED	(1u << 12)	/* of pending debug exceptions: B0-B3 count */
@@ -105,9 +107,14 @@ struct slot {
 	struct page **page;		/* made at the first touch */
 };
 
+#define PAGE_SPP	(1u << 6)	/* has a mask of writable parts */
+#define PAGE_VE		(1u << 7)	/* its violations are convertible to #VE */
+
 struct view {
 	bool used;
-	u8 *rights;			/* a byte a RAM page */
+	u8 *rights;			/* a byte a RAM page: HVI_RWX, PAGE_* */
+	bool marked;			/* some page has, or had, a PAGE_* */
+	u64 *sppt;			/* sub-page permission table; NULL: no page has a mask */
 	u32 *remap;			/* spare page that stands for a RAM page; NULL: none */
 	u64 *root;
 	u64 gen;			/* changes with every entry of the tables */
@@ -247,6 +254,14 @@ struct vcpu {
 	bool priv_flush;
 
 	struct hvi_vcpu taken;		/* copy of the page, checked and loaded */
+
+	/* hvi_ve (ve.c) */
+	u64 ve_info;			/* host address of the information page; 0: no #VE */
+	u32 nviews;			/* that VMFUNC may select; 0: none */
+	u32 views[HVI_MAX_VIEWS];
+	u64 *eptp_list;
+	u64 vmfunc_now;			/* VM-function controls */
+	u64 spptp_now;
 };
 
 /* mem.c */
@@ -272,11 +287,35 @@ int ept_fill(struct vm *vm, u32 view, u64 gfn);			/* may sleep */
 u64 *ept_leaf(u64 *root, u64 gfn, int *level);
 u64 ept_frame(struct vm *vm, u32 view, u64 gfn);		/* host frame that stands there, 0: none yet */
 u64 ept_pointer(const u64 *root);
-void ept_invalidate(u64 eptp);
+void ept_invalidate(struct vcpu *v, u64 eptp);
+void ept_clear(u64 *t);						/* a table of nothing */
+bool ept_hides_ve(struct vm *vm, u32 view, u64 gfn);		/* convertible, but its entry is yet to be filled in */
+int ept_mark(struct vm *vm, u32 view, u64 gfn, u64 count, u8 mark, bool on);	/* may sleep */
+void ept_changed(struct vm *vm, u32 view);
 bool ept_test_stale(struct view *v, int cpu);
 #define EPT_WB_IPAT	((6u << 3) | (1u << 6))
 #define EPT_LARGE	(1ull << 7)
 #define EPT_FRAME	0x000ffffffffff000ull
+#define EPT_SPP		(1ull << 61)
+/* Suppress #VE, in entries of nothing too: only what the engine made convertible may become one. */
+#define EPT_NO_VE	(1ull << 63)
+#define EPT_NONE	EPT_NO_VE
+
+/* ve.c */
+int ve_set(struct vm *vm, const struct hvi_ve *a);
+int ve_pages(struct vm *vm, const struct hvi_ve_pages *a);
+void ve_load(struct vcpu *v);					/* into the VMCS: after HVI_VE_SET */
+void ve_free(struct vcpu *v);
+u32 ve_index(const struct vcpu *v, u32 view);			/* in hvi_ve.views, or ~0 */
+void ve_enter(struct vcpu *v, u64 eptp);			/* before an entry with eptp */
+void ve_follow(struct vcpu *v);					/* after an exit: the guest may have switched */
+int exit_vmfunc(struct vcpu *v);
+
+/* spp.c */
+int spp_set(struct vm *vm, const struct hvi_spp *a);
+u64 *spp_copy(const u64 *sppt);
+void spp_free(u64 *sppt);
+u32 spp_load(struct vcpu *v);
 
 /* step.c */
 int step_init(struct vcpu *v);

@@ -114,6 +114,9 @@ union argument {
 	struct hvi_view view;
 	struct hvi_remap remap;
 	struct hvi_spare spare;
+	struct hvi_spp spp;
+	struct hvi_ve ve;
+	struct hvi_ve_pages ve_pages;
 	struct hvi_xsave xsave;
 	struct hvi_msrs msrs;
 	struct hvi_mtrr mtrr;
@@ -144,6 +147,9 @@ static int locked(struct vm *vm, unsigned int request, union argument *a)
 	case HVI_VIEW_DESTROY: return view_destroy(vm, &a->view);
 	case HVI_REMAP: return view_remap(vm, &a->remap);
 	case HVI_ADD_SPARE: return mem_add_spare(vm, &a->spare);
+	case HVI_SPP_SET: return spp_set(vm, &a->spp);
+	case HVI_VE_SET: return ve_set(vm, &a->ve);
+	case HVI_VE_PAGES: return ve_pages(vm, &a->ve_pages);
 	case HVI_GET_XSAVE: return xsave_get(vm, &a->xsave);
 	case HVI_SET_XSAVE: return xsave_put(vm, &a->xsave);
 	case HVI_LIST_MSRS: return msr_list(vm, &a->msrs);
@@ -160,8 +166,8 @@ static bool known(unsigned int request)
 	case HVI_GET_INFO: case HVI_CREATE: case HVI_ADD_MEMORY: case HVI_GET_CPUID: case HVI_SET_CPUID:
 	case HVI_INTERCEPT: case HVI_RUN: case HVI_PAUSE: case HVI_RESUME: case HVI_KICK: case HVI_FETCH:
 	case HVI_RESET: case HVI_EPT_SET: case HVI_EPT_GET: case HVI_VIEW_CREATE: case HVI_VIEW_DESTROY:
-	case HVI_REMAP: case HVI_ADD_SPARE: case HVI_GET_XSAVE: case HVI_SET_XSAVE: case HVI_LIST_MSRS:
-	case HVI_GET_MSRS: case HVI_SET_MSRS: case HVI_QUERY_MTRR:
+	case HVI_REMAP: case HVI_ADD_SPARE: case HVI_SPP_SET: case HVI_VE_SET: case HVI_VE_PAGES:
+	case HVI_GET_XSAVE: case HVI_SET_XSAVE: case HVI_LIST_MSRS: case HVI_GET_MSRS: case HVI_SET_MSRS: case HVI_QUERY_MTRR:
 		return true;
 	default:
 		return false;
@@ -186,8 +192,6 @@ static long hvi_ioctl(struct file *file, unsigned int request, unsigned long arg
 	u32 size = _IOC_SIZE(request);
 	int r;
 
-	if (request == HVI_SPP_SET || request == HVI_VE_SET || request == HVI_VE_PAGES)
-		return -EOPNOTSUPP;
 	if (!known(request))
 		return -ENOTTY;
 	if (copy_from_user(&a, user, size))

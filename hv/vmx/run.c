@@ -259,6 +259,7 @@ static void put_controls(struct vcpu *v)
 		secondary &= ~SEC_DTR;
 	else if (v->vm->dtr_exit && (vmx_caps.secondary_allowed & SEC_DTR))
 		secondary |= SEC_DTR;
+	secondary = (secondary & ~SEC_SPP) | spp_load(v);
 	if (primary != v->primary_now)
 		vmcs_write(F_PRIMARY, v->primary_now = primary);
 	if (secondary != v->secondary_now)
@@ -285,9 +286,9 @@ static void invalidate(struct vcpu *v, u64 eptp)
 	int cpu = raw_smp_processor_id();
 
 	if (ept_test_stale(&v->vm->view[v->view], cpu))
-		ept_invalidate(ept_pointer(v->vm->view[v->view].root));
+		ept_invalidate(v, ept_pointer(v->vm->view[v->view].root));
 	if (v->nov && v->priv_flush) {
-		ept_invalidate(eptp);
+		ept_invalidate(v, eptp);
 		v->priv_flush = false;
 	}
 	if (v->flush_vpid) {
@@ -342,6 +343,8 @@ static u32 enter(struct vcpu *v, u64 eptp)
 		event_put(v);
 	put_controls(v);
 	fix_pending_debug(v);
+	if (unlikely(v->ve_info || v->nviews))
+		ve_enter(v, eptp);
 	if (eptp != v->eptp_now)
 		vmcs_write(F_EPTP, v->eptp_now = eptp);
 	invalidate(v, eptp);
@@ -361,6 +364,8 @@ static u32 enter(struct vcpu *v, u64 eptp)
 	if (likely(!(reason & REASON_ENTRY_FAILED)))
 		v->launched = v->entered = true;
 	v->cr2 = native_read_cr2();
+	if (unlikely(v->nviews))
+		ve_follow(v);
 	if (unlikely(v->flying.valid && !(reason & REASON_ENTRY_FAILED)))
 		vmcs_write(F_ENTRY_INTR_INFO, 0);
 	handle_host_events(v, reason);

@@ -82,6 +82,7 @@ void state_masks(struct vcpu *v)
 		vmcs_write(F_PRIMARY, v->primary_now = primary);
 	if (secondary != v->secondary_now)
 		vmcs_write(F_SECONDARY, v->secondary_now = secondary);
+	ve_load(v);
 	v->controls_gen = vm->controls_gen;
 }
 
@@ -353,6 +354,7 @@ void state_store(struct vcpu *v)
 	p->mp_state = v->vm->paused[v->index] ? HVI_MP_PAUSED : v->mp_state;
 	p->irq_ready = can_take_irq(v);
 	p->view = v->step_back != ~0u ? v->step_back : v->view;
+	p->eptp_index = ve_index(v, p->view);
 	p->valid = HVI_STATE_ALL;
 }
 

@@ -193,7 +193,7 @@ static u64 shared_leaf(struct vcpu *v, u64 gfn)
 	const u64 *e = ept_leaf(v->vm->view[v->view].root, gfn, &level);
 
 	if (!e)
-		return 0;
+		return EPT_NONE;
 	return level == 1 ? *e : (*e & ~EPT_LARGE) + ((gfn & 511) << PAGE_SHIFT);
 }
 
@@ -216,7 +216,7 @@ static u64 *private_leaf(struct vcpu *v, u64 gfn)
 			else if (*e & HVI_RWX)
 				memcpy(n, table_of(*e), PAGE_SIZE);
 			else
-				memset(n, 0, PAGE_SIZE);
+				ept_clear(n);
 			*e = __pa(n) | HVI_RWX | PRIVATE;
 		}
 		t = table_of(*e);
@@ -250,7 +250,7 @@ int step_enter(struct vcpu *v, u64 *eptp)
 			return -EAGAIN;
 		if (ov->kind != OV_ALLOW || !frame)
 			frame = page_to_phys(ov->copy);
-		*leaf = ov->rights ? frame | EPT_WB_IPAT | ov->rights : 0;
+		*leaf = ov->rights ? frame | EPT_NO_VE | EPT_WB_IPAT | ov->rights : EPT_NONE;
 		v->priv_flush = true;
 	}
 	v->applied = v->nov;

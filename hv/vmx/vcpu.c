@@ -153,6 +153,7 @@ static void setup_vmcs(struct vcpu *v)
 	vmcs_write(F_HOST_GS_SEL, 0);
 	v->eptp_now = ~0ull;
 	v->host_cr3 = v->host_cr4 = ~0ull;
+	v->spptp_now = ~0ull;
 	v->controls_gen = vm->controls_gen - 1;
 }
 
@@ -324,5 +325,6 @@ void vcpu_free(struct vcpu *v)
 	if (v->vpid > 0)
 		vmx_free_vpid(v->vpid);
 	step_free(v);
+	ve_free(v);
 	kfree(v);
 }

@@ -5,6 +5,7 @@
 
 /* 16 bits */
 #define F_VPID			0x0000
+#define F_EPTP_INDEX		0x0004
 #define F_GUEST_ES_SEL		0x0800	/* + 2 * segment; ES CS SS DS FS GS LDTR TR */
 #define F_HOST_ES_SEL		0x0c00
 #define F_HOST_CS_SEL		0x0c02
@@ -18,7 +19,11 @@
 #define F_IO_BITMAP_B		0x2002
 #define F_MSR_BITMAP		0x2004
 #define F_TSC_OFFSET		0x2010
+#define F_VMFUNC_CTL		0x2018
 #define F_EPTP			0x201a
+#define F_EPTP_LIST		0x2024
+#define F_VE_INFO		0x202a
+#define F_SPPTP			0x2030
 #define F_GPA			0x2400
 #define F_VMCS_LINK		0x2800
 #define F_GUEST_DEBUGCTL	0x2802
@@ -134,6 +139,9 @@
 #define SEC_WBINVD		(1u << 6)
 #define SEC_UNRESTRICTED	(1u << 7)
 #define SEC_INVPCID		(1u << 12)
+#define SEC_VMFUNC		(1u << 13)
+#define SEC_VE			(1u << 18)
+#define SEC_SPP			(1u << 23)
 /* VM exit */
 #define EXIT_SAVE_DEBUG		(1u << 2)
 #define EXIT_HOST_64		(1u << 9)
@@ -161,7 +169,7 @@ enum vmx_exit {
 	X_CR = 28, X_DR = 29, X_IO = 30, X_RDMSR = 31, X_WRMSR = 32, X_BAD_STATE = 33, X_BAD_MSR = 34,
 	X_MWAIT = 36, X_MTF = 37, X_MONITOR = 39, X_MCE = 41, X_GDT_IDT = 46, X_LDT_TR = 47,
 	X_EPT = 48, X_EPT_MISCONFIG = 49, X_INVEPT = 50, X_TIMER = 52, X_INVVPID = 53, X_WBINVD = 54, X_XSETBV = 55,
-	X_VMFUNC = 59,
+	X_VMFUNC = 59, X_SPP = 66,
 };
 #endif
 #define REASON_ENTRY_FAILED	(1u << 31)

@@ -23,6 +23,7 @@ struct vmx_caps vmx_caps;
 #define CR4_FIXED0	0x488
 #define CR4_FIXED1	0x489
 #define EPT_VPID	0x48c
+#define VMFUNC		0x491
 #define FEATURE_CONTROL	0x3a
 
 /* IA32_VMX_EPT_VPID_CAP */
@@ -95,7 +96,7 @@ static int adjust(const struct control *c, u32 *allowed)
 static int read_caps(void)
 {
 	struct vmx_caps *c = &vmx_caps;
-	u64 basic, misc;
+	u64 basic, misc, functions;
 	u32 unused;
 	struct control list[] = {
 		{ "pin-based", pin_bits, VMX_TRUE_PIN, PIN_EXT_INT | PIN_NMI | PIN_VNMI | PIN_TIMER, 0, &c->pin },
@@ -149,6 +150,15 @@ static int read_caps(void)
 		c->caps |= HVI_CAP_EXEC_ONLY;
 	if (c->secondary_allowed & SEC_DTR)
 		c->caps |= HVI_CAP_DTR_EXIT;
+	if (c->secondary_allowed & SEC_VE)
+		c->caps |= HVI_CAP_VE;
+	if (c->secondary_allowed & SEC_SPP)
+		c->caps |= HVI_CAP_SPP;
+	if (c->secondary_allowed & SEC_VMFUNC) {	/* else the MSR is not there */
+		rdmsrl(VMFUNC, functions);
+		if (functions & 1)
+			c->caps |= HVI_CAP_EPTP_SWITCH;
+	}
 	c->flush_l1d = boot_cpu_has_bug(X86_BUG_L1TF) && boot_cpu_has(X86_FEATURE_FLUSH_L1D);
 	c->verw = boot_cpu_has_bug(X86_BUG_MDS) && boot_cpu_has(X86_FEATURE_MD_CLEAR);
 	return 0;

@@ -461,6 +461,7 @@ export const COUNTERS_TLB_MISSES = 1088;
 export const COUNTERS_BLOCKS = 1096;
 export const COUNTERS_INTERNAL_EXITS = 1104;
 export const COUNTERS_EVENTS = 1112;
+export const COUNTERS_INVEPTS = 1120;
 
 // struct hvi_vcpu
 export const SIZEOF_VCPU = 1128;

@@ -367,7 +367,7 @@ export class Vcpu {
   set view(value: number) {
     this.u32[abi.VCPU_VIEW >>> 2] = value;
   }
-  /** Index of the last VMFUNC switch, or 0xffffffff. */
+  /** Index of the view in the list of setVe(), or 0xffffffff. */
   get eptpIndex(): number {
     return this.u32[abi.VCPU_EPTP_INDEX >>> 2];
   }
@@ -567,5 +567,8 @@ export class Vcpu {
   }
   get events(): number {
     return this.unsigned(abi.COUNTERS_EVENTS);
+  }
+  get invepts(): number {
+    return this.unsigned(abi.COUNTERS_INVEPTS);
   }
 }
