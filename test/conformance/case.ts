@@ -102,6 +102,14 @@ export function event(v: Vcpu, e: Event): void {
   d.setUint32(abi.EVENT_INSN_LEN, e.insnLen ?? 0, true);
 }
 
+/** What a case may need of hvi_info.caps. */
+export const NEEDED_CAPS = {
+  "exec-only": abi.HVI_CAP_EXEC_ONLY,
+  spp: abi.HVI_CAP_SPP,
+  ve: abi.HVI_CAP_VE,
+  "eptp-switch": abi.HVI_CAP_EPTP_SWITCH,
+} as const;
+
 export type When<T> = T | ((t: Bench) => T);
 export function at<T>(w: When<T>, t: Bench): T {
   return typeof w === "function" ? (w as (t: Bench) => T)(t) : w;
@@ -134,7 +142,7 @@ export interface Case {
   /** Leave registers out of the DONE line (undefined flags, addresses that a backend chooses). */
   brief?: boolean;
   /** What the backend must have; else the case says so in the transcript. */
-  needs?: "avx" | "exec-only";
+  needs?: "avx" | keyof typeof NEEDED_CAPS;
   /** Guest time of a run in TSC ticks, or of each run in turn; 0: no deadline. */
   budget?: number | number[];
 }

@@ -3,7 +3,7 @@
 import * as abi from "../../src/bridge/abi.ts";
 import type { Vcpu } from "../../src/bridge/index.ts";
 import { type BackendName, Bench } from "./bench.ts";
-import { at, type Case, Step, type Want } from "./case.ts";
+import { at, type Case, NEEDED_CAPS, Step, type Want } from "./case.ts";
 import { type Cpu, FLAGS_SHOWN, hex, type RegName, u64 } from "./cpu.ts";
 import type { ImageSource } from "./guests.ts";
 import { PORT_DONE, PORT_VECTOR, VECTORS } from "./layout.ts";
@@ -250,10 +250,7 @@ export function runCase(c: Case, backend: BackendName, images: ImageSource): Res
   let t: Bench | undefined;
   try {
     t = new Bench(backend, images, c.mode ?? "long", vcpus, c.high);
-    if (
-      (c.needs === "avx" && !t.avx) ||
-      (c.needs === "exec-only" && (t.vm.info.caps & abi.HVI_CAP_EXEC_ONLY) === 0)
-    ) {
+    if (c.needs && !(c.needs === "avx" ? t.avx : t.vm.has(NEEDED_CAPS[c.needs]))) {
       lines[0]!.push(`not supported: ${c.needs}`);
       return result(true);
     }

@@ -3,6 +3,7 @@
 import type { Case } from "./case.ts";
 import { accesses } from "./cases/access.ts";
 import { architecture } from "./cases/architecture.ts";
+import { direct } from "./cases/direct.ts";
 import { errors } from "./cases/errors.ts";
 import { exits } from "./cases/exits.ts";
 import { accessedDirty, areas, descriptors, frames, stack, strings } from "./cases/implicit.ts";
@@ -25,6 +26,7 @@ export const suite: readonly Case[] = [
   ...injections,
   ...views,
   ...smp,
+  ...direct,
   ...state,
   ...modes,
   ...architecture,
