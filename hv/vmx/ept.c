@@ -125,17 +125,24 @@ static u64 entry_for(struct vm *vm, u32 view, u32 index, u64 gfn)
 	return entry(ept_frame(vm, view, gfn), vm->view[view].rights[index]);
 }
 
-bool ept_hides_ve(struct vm *vm, u32 view, u64 gfn)
+/* Whether a page has a mark that the CPU does not see yet, because its entry is still to be filled in. */
+bool ept_hides_mark(struct vm *vm, u32 view, u64 gfn)
 {
 	const struct view *v = &vm->view[view];
 	u32 index = ram_index(vm, gfn);
 	const u64 *e;
+	u8 page;
 	int level;
 
-	if (index == NO_PAGE || !(v->rights[index] & PAGE_VE))
+	if (likely(!v->marked) || index == NO_PAGE)
+		return false;
+	page = v->rights[index];
+	if (!(page & (PAGE_SPP | PAGE_VE)))
 		return false;
 	e = ept_leaf(v->root, gfn, &level);
-	return !e || (*e & EPT_NO_VE);
+	if (!e || ((page & PAGE_VE) && (*e & EPT_NO_VE)))
+		return true;
+	return (page & HVI_R) && !(*e & HVI_RWX);
 }
 
 u32 view_rights(const struct vm *vm, u32 view, u64 gfn)

@@ -116,9 +116,9 @@ static int exit_ept(struct vcpu *v, u64 q)
 		return EXIT_FILL;
 	}
 	v->spurious = 0;
-	if (unlikely(v->ve_info) && (access & ~allowed) && ept_hides_ve(v->vm, v->view, gfn)) {
+	if ((access & ~allowed) && ept_hides_mark(v->vm, v->view, gfn)) {
 		v->fill_gfn = gfn;
-		return EXIT_FILL;
+		return EXIT_FILL;	/* the CPU decides with the entry before it */
 	}
 	if (ram && (q & Q_GLA) && walk && (access & HVI_W) && (rights & HVI_R) && guest_set_ad(v, gva, gpa)) {
 		v->page->counters.ad_writes++;

@@ -289,7 +289,7 @@ u64 ept_frame(struct vm *vm, u32 view, u64 gfn);		/* host frame that stands ther
 u64 ept_pointer(const u64 *root);
 void ept_invalidate(struct vcpu *v, u64 eptp);
 void ept_clear(u64 *t);						/* a table of nothing */
-bool ept_hides_ve(struct vm *vm, u32 view, u64 gfn);		/* convertible, but its entry is yet to be filled in */
+bool ept_hides_mark(struct vm *vm, u32 view, u64 gfn);
 int ept_mark(struct vm *vm, u32 view, u64 gfn, u64 count, u8 mark, bool on);	/* may sleep */
 void ept_changed(struct vm *vm, u32 view);
 bool ept_test_stale(struct view *v, int cpu);
