@@ -19,6 +19,12 @@ static bool is_pf(const struct event *e)
 	return e->type == HVI_EVENT_EXCEPTION && e->vector == X_PF;
 }
 
+/* SDM 25.5.7.3: a #VE counts as a page fault. None is raised during a delivery. */
+static bool like_pf(const struct event *e)
+{
+	return is_pf(e) || (e->type == HVI_EVENT_EXCEPTION && e->vector == X_VE);
+}
+
 /* SDM table 6-5: a second event raised while the first was being delivered. */
 void event_merge(struct cpu *c)
 {
@@ -37,7 +43,7 @@ void event_merge(struct cpu *c)
 		return;
 	}
 	if ((contributory(first) && contributory(&second)) ||
-	    (is_pf(first) && (is_pf(&second) || contributory(&second)))) {
+	    (like_pf(first) && (is_pf(&second) || contributory(&second)))) {
 		*first = (struct event){
 			.valid = true, .type = HVI_EVENT_EXCEPTION, .vector = X_DF, .has_err = true,
 		};

@@ -83,8 +83,10 @@ static u32 find_override(const struct cpu *c, u64 gfn)
 static noreturn void ept_violation(struct cpu *c, const struct op *o, u64 gpa, u64 la,
 				   u32 access, u32 rights, u32 size)
 {
-	struct hvi_exit *x = cpu_exit_record(c);
+	struct hvi_exit *x;
 
+	ve_raise(c, o, gpa, la, access, rights);
+	x = cpu_exit_record(c);
 	x->gpa = gpa;
 	x->gva = la;
 	x->access = access | HVI_ACCESS_GVA;
@@ -140,29 +142,33 @@ static u64 entry_read(struct cpu *c, const void *host, u64 gpa, u32 size)
 	return v;
 }
 
+struct level {
+	void *host;
+	u64 gpa, entry;
+	u32 rights;
+};
+
 /* The bits alone: what an EMULATE reply supplied for the rest of the entry is not for memory. */
-static void entry_or(struct cpu *c, void *host, u64 gpa, u32 rights, u64 seen, u64 bits, u32 size)
+static void entry_or(struct cpu *c, const struct op *o, u64 la, const struct level *l, u64 bits, u32 size)
 {
 	struct vm *vm = c->more->vm;
+	void *host = l->host;
+	u64 gpa = l->gpa, v = 0;
 	u32 frame = frame_of(vm, host);
-	u64 v = 0;
 
-	if (!(bits & ~seen))
+	if (!(bits & ~l->entry))
 		return;
-	if (!(rights & HVI_W))
+	if (!(l->rights & HVI_W)) {
+		if (find_override(c, gpa >> 12) == ~0u)
+			ve_raise(c, o, gpa, la, HVI_R | HVI_W | HVI_ACCESS_WALK, l->rights);
 		c->more->page->counters.ad_writes++;
+	}
 	memcpy(&v, host, size);
 	v |= bits;
 	memcpy(host, &v, size);
 	if (vm->frames[frame].code)
 		block_written(c, frame, (u32)(gpa & 0xfff), size);
 }
-
-struct level {
-	void *host;
-	u64 gpa, entry;
-	u32 rights;
-};
 
 struct walk {
 	struct level level[5];
@@ -304,7 +310,7 @@ static u64 guest_walk(struct cpu *c, const struct op *o, u64 la, u32 kind, enum 
 		struct level *l = &w.level[i];
 		u64 bits = PTE_A | (l == leaf && (kind & ACC_W) ? PTE_D : 0);
 
-		entry_or(c, l->host, l->gpa, l->rights, l->entry, bits, size);
+		entry_or(c, o, la, l, bits, size);
 		l->entry |= bits;
 	}
 	if (w.span > 0x3fffff) {
@@ -402,7 +408,7 @@ static void translate(struct cpu *c, const struct op *o, u64 la, u32 len, u32 ki
 			return;
 		}
 	}
-	if (k & ~rights)
+	if ((k & ~rights) && !((k & ~rights) == HVI_W && (rights & HVI_R) && spp_allows(c, p->gpa, len)))
 		ept_violation(c, o, p->gpa, la, k | (mode == TLB_USER ? HVI_ACCESS_USER : 0),
 			      rights, kind & ACC_X ? 0 : len);
 	perm &= rights;
@@ -589,6 +595,8 @@ void *mem_direct(struct cpu *c, const struct op *o, u64 la, u32 size, bool write
 
 	if (c->tlb == c->more->empty || (la & 0xfff) + size > PAGE)
 		return NULL;
+	if (write && c->more->vm->view[c->more->view].parts)
+		return NULL;	/* each element has its own part */
 	pieces(c, o, la, size, write ? ACC_W : ACC_R, p);
 	if (write && c->more->vm->frames[p[0].frame].code)
 		return NULL;

@@ -69,6 +69,8 @@ struct view {
 	bool used;
 	u8 *rights;		/* a byte a RAM page */
 	u32 *remap;		/* frame that stands for a RAM page; NULL: none in this view */
+	u8 *ve;			/* 1: violations of the page are convertible to #VE; NULL: none */
+	u32 *parts;		/* mask of writable parts of 128 bytes; NULL: none */
 };
 
 /* What one PCID has in a TLB set; without CR4.PCIDE there is PCID 0 alone. */
@@ -251,6 +253,10 @@ struct cpu_more {
 	u64 run_adjust;			/* tsc_adjust when HVI_RUN began */
 	u64 quantum_end;
 
+	u32 ve_frame;			/* virtualisation-exception information page; NO_FRAME: no #VE */
+	u32 nviews;			/* that VMFUNC may select */
+	u32 views[HVI_MAX_VIEWS];
+
 	u64 one_rip;			/* where the overrides belong to */
 	struct block *single;		/* scratch block for single instructions */
 };
@@ -323,6 +329,11 @@ void state_segments(struct cpu *c);
 /* event.c */
 void event_deliver(struct cpu *c);
 void event_merge(struct cpu *c);
+
+/* ve.c */
+u32 ve_index(const struct cpu *c, u32 view);		/* in hvi_ve.views, or ~0 */
+void ve_raise(struct cpu *c, const struct op *o, u64 gpa, u64 la, u32 access, u32 rights); /* returns when it cannot be #VE */
+bool spp_allows(const struct cpu *c, u64 gpa, u32 len);
 
 /* cpuid.c */
 u32 cpuid_supported(struct hvi_cpuid_entry *out, u32 room);

@@ -269,6 +269,7 @@ void state_store(struct cpu *c)
 	p->mp_state = m->vm->paused[m->index] ? HVI_MP_PAUSED : m->mp_state;
 	p->pending_debug = (u32)m->pending_debug;
 	p->irq_ready = exec_can_take_irq(c);
+	p->eptp_index = ve_index(c, m->step_back != ~0u ? m->step_back : m->view);
 	p->view = m->step_back != ~0u ? m->step_back : m->view;	/* STEP is over before the engine's next view */
 	p->counters.instructions = c->icount;
 	p->valid = HVI_STATE_ALL;

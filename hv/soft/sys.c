@@ -187,8 +187,7 @@ static enum xlate xlate_misc(const struct insn *in, struct op *o)
 	case ZYDIS_MNEMONIC_UD0:
 	case ZYDIS_MNEMONIC_UD1:
 	case ZYDIS_MNEMONIC_UD2:
-	case ZYDIS_MNEMONIC_RSM:
-	case ZYDIS_MNEMONIC_VMFUNC: return op_ends(o, ud);
+	case ZYDIS_MNEMONIC_RSM: return op_ends(o, ud);
 	case ZYDIS_MNEMONIC_CPUID: return op_is(o, cpuid);
 	case ZYDIS_MNEMONIC_RDTSC: o->aux = 0; return op_is(o, rdtsc);
 	case ZYDIS_MNEMONIC_RDTSCP: o->aux = 1; return op_is(o, rdtsc);
@@ -225,6 +224,7 @@ enum xlate sys_translate(struct cpu *c, const struct insn *in, struct op *o)
 {
 	static enum xlate (*const parts[])(const struct insn *, struct op *) = {
 		xlate_misc, xlate_segment, xlate_control, xlate_far, xlate_syscall, xlate_tables, xlate_io,
+		xlate_vmfunc,
 	};
 
 	(void)c;

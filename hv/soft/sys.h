@@ -54,6 +54,8 @@ enum xlate xlate_syscall(const struct insn *in, struct op *o);
 enum xlate xlate_control(const struct insn *in, struct op *o);
 /* tables.c */
 enum xlate xlate_tables(const struct insn *in, struct op *o);
+/* ve.c */
+enum xlate xlate_vmfunc(const struct insn *in, struct op *o);
 /* io.c */
 enum xlate xlate_io(const struct insn *in, struct op *o);
 

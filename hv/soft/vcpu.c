@@ -26,6 +26,7 @@ struct cpu *vcpu_new(struct vm *vm, u32 index)
 	m->vm = vm;
 	m->index = index;
 	m->step_back = ~0u;
+	m->ve_frame = NO_FRAME;
 	m->page = mmap(NULL, HVI_VCPU_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (m->page == MAP_FAILED) {
 		m->page = NULL;

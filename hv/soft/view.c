@@ -85,10 +85,32 @@ int ept_get(struct vm *vm, const struct hvi_ept *a)
 	return 0;
 }
 
+void view_free(struct view *v)
+{
+	free(v->rights);
+	free(v->remap);
+	free(v->ve);
+	free(v->parts);
+	*v = (struct view){ 0 };
+}
+
+/* An array of a view that may be absent. */
+static int copy(void **to, const void *from, size_t bytes)
+{
+	if (!from)
+		return 0;
+	*to = malloc(bytes ? bytes : 1);
+	if (!*to)
+		return -1;
+	memcpy(*to, from, bytes);
+	return 0;
+}
+
 int view_create(struct vm *vm, struct hvi_view *a)
 {
 	u64 pages = vm->ram_size / PAGE;
-	struct view *v = NULL;
+	const struct view *from;
+	struct view *v;
 	u32 i;
 
 	if (!view_ok(vm, a->from))
@@ -98,18 +120,12 @@ int view_create(struct vm *vm, struct hvi_view *a)
 	if (i == HVI_MAX_VIEWS)
 		return -ENOSPC;
 	v = &vm->view[i];
-	v->rights = malloc(pages ? pages : 1);
-	v->remap = vm->view[a->from].remap ? malloc(pages * sizeof(u32)) : NULL;
-	if (!v->rights || (vm->view[a->from].remap && !v->remap)) {
-		free(v->rights);
-		free(v->remap);
-		v->rights = NULL;
-		v->remap = NULL;
+	from = &vm->view[a->from];
+	if (copy((void **)&v->rights, from->rights, pages) || copy((void **)&v->remap, from->remap, pages * sizeof(u32)) ||
+	    copy((void **)&v->ve, from->ve, pages) || copy((void **)&v->parts, from->parts, pages * sizeof(u32))) {
+		view_free(v);
 		return -ENOMEM;
 	}
-	memcpy(v->rights, vm->view[a->from].rights, pages);
-	if (v->remap)
-		memcpy(v->remap, vm->view[a->from].remap, pages * sizeof(u32));
 	v->used = true;
 	a->view = i;
 	return 0;
@@ -117,20 +133,16 @@ int view_create(struct vm *vm, struct hvi_view *a)
 
 int view_destroy(struct vm *vm, const struct hvi_view *a)
 {
-	struct view *v;
-
 	if (!view_ok(vm, a->view) || !a->view)
 		return -EINVAL;
 	for (u32 i = 0; i < vm->ncpus; i++) {
 		const struct cpu_more *m = vm->cpu[i]->more;
 
-		if (m->view == a->view || m->page->view == a->view || m->step_back == a->view)
+		if (m->view == a->view || m->page->view == a->view || m->step_back == a->view ||
+		    ve_index(vm->cpu[i], a->view) != ~0u)
 			return -EBUSY;
 	}
-	v = &vm->view[a->view];
-	free(v->rights);
-	free(v->remap);
-	*v = (struct view){ 0 };
+	view_free(&vm->view[a->view]);
 	for (u32 i = 0; i < vm->ncpus; i++) {
 		free(vm->cpu[i]->more->set[a->view]);
 		vm->cpu[i]->more->set[a->view] = NULL;

@@ -41,10 +41,8 @@ static void vm_free(struct vm *vm)
 {
 	for (u32 i = 0; i < vm->ncpus; i++)
 		vcpu_free(vm->cpu[i]);
-	for (u32 i = 0; i < HVI_MAX_VIEWS; i++) {
-		free(vm->view[i].rights);
-		free(vm->view[i].remap);
-	}
+	for (u32 i = 0; i < HVI_MAX_VIEWS; i++)
+		view_free(&vm->view[i]);
 	block_free(vm);
 	if (vm->base)
 		munmap(vm->base, SPARE_BYTES + MAX_RAM);
@@ -126,7 +124,8 @@ static int get_info(struct hvi_info *info)
 		.size = sizeof(out),
 		.abi_version = HVI_ABI_VERSION,
 		.caps = HVI_CAP_EXEC_ONLY | HVI_CAP_EPT_AD | HVI_CAP_DTR_EXIT | HVI_CAP_MTF |
-			HVI_CAP_COW_MEMORY | HVI_CAP_ICOUNT | HVI_CAP_UNRESTRICTED | HVI_CAP_TSC_SET,
+			HVI_CAP_COW_MEMORY | HVI_CAP_ICOUNT | HVI_CAP_UNRESTRICTED | HVI_CAP_TSC_SET |
+			HVI_CAP_SPP | HVI_CAP_VE | HVI_CAP_EPTP_SWITCH,
 		.max_vcpus = HVI_MAX_VCPUS,
 		.max_views = HVI_MAX_VIEWS,
 		.max_spare_pages = HVI_MAX_SPARE_PAGES,
@@ -197,6 +196,22 @@ static int add_memory(struct vm *vm, struct hvi_memory *a)
 	if (!rights)
 		return -ENOMEM;
 	vm->view[0].rights = rights;
+	if (vm->view[0].ve) {
+		u8 *ve = realloc(vm->view[0].ve, old + pages);
+
+		if (!ve)
+			return -ENOMEM;
+		vm->view[0].ve = ve;
+		memset(ve + old, 0, pages);
+	}
+	if (vm->view[0].parts) {
+		u32 *parts = realloc(vm->view[0].parts, (old + pages) * sizeof(u32));
+
+		if (!parts)
+			return -ENOMEM;
+		vm->view[0].parts = parts;
+		memset(parts + old, 0, pages * sizeof(u32));
+	}
 	if (vm->view[0].remap) {
 		u32 *remap = realloc(vm->view[0].remap, (old + pages) * sizeof(u32));
 
@@ -356,8 +371,9 @@ static bool known(unsigned long request)
 	switch (request) {
 	case HVI_INTERCEPT: case HVI_RUN: case HVI_PAUSE: case HVI_RESUME: case HVI_KICK: case HVI_FETCH:
 	case HVI_RESET: case HVI_EPT_SET: case HVI_EPT_GET: case HVI_VIEW_CREATE: case HVI_VIEW_DESTROY:
-	case HVI_REMAP: case HVI_ADD_SPARE: case HVI_GET_XSAVE: case HVI_SET_XSAVE: case HVI_LIST_MSRS:
-	case HVI_GET_MSRS: case HVI_SET_MSRS: case HVI_QUERY_MTRR:
+	case HVI_REMAP: case HVI_ADD_SPARE: case HVI_SPP_SET: case HVI_VE_SET: case HVI_VE_PAGES:
+	case HVI_GET_XSAVE: case HVI_SET_XSAVE: case HVI_LIST_MSRS: case HVI_GET_MSRS: case HVI_SET_MSRS:
+	case HVI_QUERY_MTRR:
 		return true;
 	default:
 		return false;
@@ -383,10 +399,6 @@ API long hvi_soft_ioctl(long handle, unsigned long request, void *arg)
 		return get_cpuid(arg);
 	case HVI_SET_CPUID:
 		return set_cpuid(vm, arg);
-	case HVI_SPP_SET:
-	case HVI_VE_SET:
-	case HVI_VE_PAGES:
-		return -EOPNOTSUPP;
 	}
 	if (!known(request))
 		return -ENOTTY;
@@ -415,6 +427,12 @@ API long hvi_soft_ioctl(long handle, unsigned long request, void *arg)
 		return view_remap(vm, arg);
 	case HVI_ADD_SPARE:
 		return view_add_spare(vm, arg);
+	case HVI_SPP_SET:
+		return spp_set(vm, arg);
+	case HVI_VE_SET:
+		return ve_set(vm, arg);
+	case HVI_VE_PAGES:
+		return ve_pages(vm, arg);
 	case HVI_GET_XSAVE:
 		return vcpu_get_xsave(vm, arg);
 	case HVI_SET_XSAVE:

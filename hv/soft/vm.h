@@ -21,5 +21,9 @@ int view_create(struct vm *vm, struct hvi_view *a);
 int view_destroy(struct vm *vm, const struct hvi_view *a);
 int view_remap(struct vm *vm, const struct hvi_remap *a);
 int view_add_spare(struct vm *vm, struct hvi_spare *a);
+int ve_set(struct vm *vm, const struct hvi_ve *a);
+int ve_pages(struct vm *vm, const struct hvi_ve_pages *a);
+int spp_set(struct vm *vm, const struct hvi_spp *a);
+void view_free(struct view *v);
 
 #endif

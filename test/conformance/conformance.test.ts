@@ -4,6 +4,7 @@ import { afterAll, beforeAll, expect, test } from "bun:test";
 import { mkdirSync, writeFileSync } from "node:fs";
 import { resolve } from "node:path";
 import type { BackendName } from "./bench.ts";
+import { beyondBochs } from "./cases/beyond-bochs.ts";
 import { imagesFrom } from "./guests.ts";
 import { type Result, runCase, transcriptOf } from "./runner.ts";
 import { suite } from "./suite.ts";
@@ -29,6 +30,12 @@ for (const c of suite) {
     const result = runCase(c, backend, images);
     results.push(result);
     expect(result.failures).toEqual([]);
+  });
+}
+
+for (const c of beyondBochs) {
+  test(c.name, () => {
+    expect(runCase(c, "soft", images).failures).toEqual([]);
   });
 }
 

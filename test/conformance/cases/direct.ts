@@ -251,8 +251,15 @@ const switching: Case[] = [
       t.cpus[1]!.set("rip", t.d(3));
     },
     script: none,
-    scripts: (t) => [[], [trap(6, { rip: t.d(3, VMFUNC_AT) })]],
-    done: false,
+    scripts: (t) => [
+      [],
+      [
+        trap(6, { rip: t.d(3, VMFUNC_AT) }).do((v, b) => {
+          v.rip = b.symbol("nothing");
+          v.retry();
+        }),
+      ],
+    ],
   },
 ];
 

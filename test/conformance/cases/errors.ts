@@ -295,17 +295,66 @@ export const errors: Case[] = [
       E.TOOBIG,
     ),
   ),
-  request("spp.without-capability", (t) =>
-    (t.vm.info.caps & abi.HVI_CAP_SPP) !== 0
-      ? undefined
-      : refused("HVI_SPP_SET", () => t.vm.setSubPage(0, t.gfn(0), 1), E.OPNOTSUPP),
-  ),
-  request("ve.without-capability", (t) =>
-    (t.vm.info.caps & abi.HVI_CAP_VE) !== 0
-      ? undefined
-      : (refused("HVI_VE_SET", () => t.vm.setVe(0, true, 0x5000, [0]), E.OPNOTSUPP) ??
-        refused("HVI_VE_PAGES", () => t.vm.setVePages(0, t.gfn(0), 1, true), E.OPNOTSUPP)),
-  ),
+  request("spp", (t) => {
+    if (!t.vm.has(abi.HVI_CAP_SPP))
+      return refused("HVI_SPP_SET", () => t.vm.setSubPage(0, t.gfn(0), 1), E.OPNOTSUPP);
+    return (
+      refused("view 3", () => t.vm.setSubPage(3, t.gfn(0), 1), E.INVAL) ??
+      refused("view 2^32 - 1", () => t.vm.setSubPage(0xffffffff, t.gfn(0), 1), E.INVAL) ??
+      refused("behind RAM", () => t.vm.setSubPage(0, RAM_SIZE / 4096, 1), E.FAULT) ??
+      refused("far behind RAM", () => t.vm.setSubPage(0, 2 ** 52, 1), E.FAULT)
+    );
+  }),
+  request("ve.information-page", (t) => {
+    if (!t.vm.has(abi.HVI_CAP_VE))
+      return refused("HVI_VE_SET", () => t.vm.setVe(0, true, 0x5000, []), E.OPNOTSUPP);
+    return (
+      refused("vCPU 7", () => t.vm.setVe(7, true, 0x5000, []), E.INVAL) ??
+      refused("a crooked address", () => t.vm.setVe(0, true, 0x5008, []), E.INVAL) ??
+      refused("behind RAM", () => t.vm.setVe(0, true, RAM_SIZE, []), E.FAULT) ??
+      refused("far behind RAM", () => t.vm.setVe(0, true, 2 ** 52, []), E.FAULT)
+    );
+  }),
+  request("ve.views", (t) => {
+    if (!t.vm.has(abi.HVI_CAP_EPTP_SWITCH))
+      return refused("HVI_VE_SET", () => t.vm.setVe(0, false, 0, [0]), E.OPNOTSUPP);
+    const all = Array.from({ length: abi.HVI_MAX_VIEWS + 1 }, (_, i) => i);
+    return (
+      refused("a view that is not", () => t.vm.setVe(0, false, 0, [0, 3]), E.INVAL) ??
+      refused("view 2^32 - 1", () => t.vm.setVe(0, false, 0, [0xffffffff]), E.INVAL) ??
+      refused("a view twice", () => t.vm.setVe(0, false, 0, [0, 0]), E.INVAL) ??
+      refused("too many views", () => t.vm.setVe(0, false, 0, all), E.INVAL)
+    );
+  }),
+  request("ve.pages", (t) => {
+    if (!t.vm.has(abi.HVI_CAP_VE))
+      return refused("HVI_VE_PAGES", () => t.vm.setVePages(0, t.gfn(0), 1, true), E.OPNOTSUPP);
+    return (
+      refused("view 3", () => t.vm.setVePages(3, t.gfn(0), 1, true), E.INVAL) ??
+      refused("no page", () => t.vm.setVePages(0, t.gfn(0), 0, true), E.INVAL) ??
+      refused("behind RAM", () => t.vm.setVePages(0, RAM_SIZE / 4096, 1, true), E.FAULT) ??
+      refused("over RAM's end", () => t.vm.setVePages(0, 0, RAM_SIZE / 4096 + 1, true), E.FAULT) ??
+      refused("more than there can be", () => t.vm.setVePages(0, 1, 2 ** 53 - 1, true), E.FAULT)
+    );
+  }),
+  raw("ve.bad-fields", (b, ready) => {
+    ready();
+    const ve = new Block(abi.SIZEOF_VE);
+    const pages = new Block(abi.SIZEOF_VE_PAGES);
+    pages.set64(abi.VE_PAGES_COUNT, 1);
+    const wrong = (what: string, request: number, block: Block, offset: number) => {
+      block.set32(offset, 2);
+      const r = b.ioctl(request, block);
+      block.set32(offset, 0);
+      // Without the capability the request is refused whatever it says.
+      return r === -E.INVAL || r === -E.OPNOTSUPP ? undefined : `${what} 2 gave ${r}`;
+    };
+    return (
+      wrong("enable", abi.HVI_VE_SET, ve, abi.VE_ENABLE) ??
+      wrong("reserved", abi.HVI_VE_SET, ve, abi.VE_VIEW_COUNT + 4) ??
+      wrong("convertible", abi.HVI_VE_PAGES, pages, abi.VE_PAGES_CONVERTIBLE)
+    );
+  }),
   {
     name: "error.run.bad-view",
     setup: (t) => {
