@@ -265,7 +265,8 @@ static int set_cpuid(struct vm *vm, const struct hvi_cpuid *a)
 	for (u32 i = 0; i < a->count; i++)
 		if (e[i].flags & ~HVI_CPUID_INDEXED)
 			return -EINVAL;
-	memcpy(vm->cpuid, e, a->count * sizeof(*e));
+	if (a->count)
+		memcpy(vm->cpuid, e, a->count * sizeof(*e));
 	vm->ncpuid = a->count;
 	return 0;
 }

@@ -236,6 +236,8 @@ static void put_code(u8 *ram)
 		{ 4, { 0x0f, 0xc7, 0x0b, 0x90 } }, { 3, { 0x0f, 0x21, 0xf8 } }, { 3, { 0x0f, 0x23, 0xf8 } },
 		{ 2, { 0x0f, 0x31 } }, { 3, { 0x0f, 0x01, 0xf9 } }, { 1, { 0x9d } }, { 1, { 0xcf } },
 		{ 3, { 0x0f, 0x01, 0x3b } }, { 2, { 0x0f, 0x08 } }, { 3, { 0x0f, 0x01, 0xd0 } },
+		/* PUSH 1, POP RCX, XOR EAX, EAX, VMFUNC; VMFUNC with what is there; STOSQ over the next parts of a page */
+		{ 8, { 0x6a, 0x01, 0x59, 0x31, 0xc0, 0x0f, 0x01, 0xd4 } }, { 3, { 0x0f, 0x01, 0xd4 } }, { 2, { 0x48, 0xab } },
 	};
 
 	for (u32 at = 0; at < CODE_SIZE - 16;) {
@@ -448,7 +450,7 @@ static void fill_arg(const struct vm *m, u32 i, void *to)
 		break;
 	case VE_SET:
 		for (u32 k = 0; k < 512; k++)
-			((u32 *)data)[k] = some_view();
+			((u32 *)data)[k] = one_in(8) ? some_view() : k;
 		*(struct hvi_ve *)to = (struct hvi_ve){
 			.vcpu = some_vcpu(m), .enable = below(2), .info_gpa = some_gfn() << 12,
 			.view_count = below(5), .views = p };
