@@ -2,15 +2,17 @@
 /*
  * entry.S - into the guest and out of it again.
  *
- * int hvi_vmx_enter(u64 gpr[16], int launched): 0 after a VM exit, 1 when
+ * int hvi_vmx_enter(u64 gpr[16], u32 flags): 0 after a VM exit, 1 when
  * VMLAUNCH or VMRESUME failed (SDM 30.2). gpr is in the order of hvi.h; RSP is
- * in the VMCS. Interrupts are off. RFLAGS comes back with IF clear, as the VM
+ * in the VMCS. flags: bit 1, the VMCS is launched; bit 0, the CPU must forget
+ * in its buffers what the host did (VERW), after the last load from memory. Interrupts are off. RFLAGS comes back with IF clear, as the VM
  * exit leaves it.
  */
 #include <linux/linkage.h>
 #include <asm/asm.h>
 #include <asm/cpufeatures.h>
 #include <asm/nospec-branch.h>
+#include <asm/segment.h>
 #include "vmcs.h"
 
 	.text
@@ -25,7 +27,7 @@ SYM_FUNC_START(hvi_vmx_enter)
 	push	%rdi
 	mov	$F_HOST_RSP, %eax
 	vmwrite	%rsp, %rax
-	test	%esi, %esi		/* MOV leaves the flags alone */
+	shl	$31, %esi		/* CF: launched, SF: VERW; MOV leaves the flags alone */
 	mov	0x00(%rdi), %rax
 	mov	0x08(%rdi), %rcx
 	mov	0x10(%rdi), %rdx
@@ -41,7 +43,9 @@ SYM_FUNC_START(hvi_vmx_enter)
 	mov	0x70(%rdi), %r14
 	mov	0x78(%rdi), %r15
 	mov	0x38(%rdi), %rdi
-	jz	1f
+	jns	4f
+	verw	.Lselector(%rip)	/* changes ZF alone */
+4:	jnc	1f
 	vmresume
 	jbe	2f			/* always: VMfail sets CF or ZF */
 	jmp	.Lexit
@@ -99,6 +103,11 @@ SYM_FUNC_START(hvi_vmx_enter)
 	ret
 #endif
 SYM_FUNC_END(hvi_vmx_enter)
+
+	.pushsection .rodata
+.Lselector:
+	.word	__KERNEL_DS
+	.popsection
 
 /* u64 hvi_vmx_host_rip(void): where VM exits go. */
 SYM_FUNC_START(hvi_vmx_host_rip)

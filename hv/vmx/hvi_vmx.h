@@ -80,7 +80,7 @@ struct vmx_caps {
 	u32 phys_bits;
 	u64 max_gfn;
 	u64 caps;			/* HVI_CAP_* */
-	bool flush_l1d, verw, ins_outs_info;
+	bool flush_l1d, verw, perf, ins_outs_info;
 };
 extern struct vmx_caps vmx_caps;
 
@@ -132,6 +132,7 @@ struct vm {
 	struct task_struct *runner;	/* in HVI_RUN; it gives the lock away when others want it */
 	bool lock_lost;			/* it was killed before it had the lock again */
 
+	u64 id;				/* never used twice */
 	u32 ncpus;
 	struct vcpu *cpu[HVI_MAX_VCPUS];
 	struct vcpu *last;		/* exited last: its reply is to be taken */
@@ -206,7 +207,7 @@ struct vcpu {
 	struct list_head link;		/* of that CPU's active ones */
 	bool launched;
 	bool flush_vpid;
-	u64 host_cr3, host_cr4, host_debugctl;
+	u64 host_cr3, host_cr4, host_debugctl, host_perf;
 	u32 primary_now, secondary_now, exception_now;
 	u64 eptp_now;
 	u16 host_ds, host_es, host_ldt;
@@ -337,7 +338,9 @@ void vcpu_clear(struct vcpu *v);				/* VMCLEAR wherever it is active */
 void vcpu_clear_here(void);					/* all of this CPU */
 void vcpu_init_lists(void);
 void vcpu_refresh_host(struct vcpu *v);
-int hvi_vmx_enter(u64 *gpr, int launched);
+#define ENTER_VERW	1u
+#define ENTER_LAUNCHED	2u
+int hvi_vmx_enter(u64 *gpr, u32 flags);
 u64 hvi_vmx_host_rip(void);
 
 /* state.c */

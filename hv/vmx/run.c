@@ -352,12 +352,7 @@ static u32 enter(struct vcpu *v, u64 eptp)
 	load_debug_registers(v);
 	vmcs_write(F_PREEMPTION_TIMER, timer_ticks(v));
 	native_write_cr2(v->cr2);
-	if (vmx_caps.verw) {
-		static const u16 ds = __KERNEL_DS;
-
-		asm volatile("verw %0" : : "m" (ds) : "cc");
-	}
-	if (unlikely(hvi_vmx_enter(v->gpr, v->launched)))
+	if (unlikely(hvi_vmx_enter(v->gpr, (vmx_caps.verw ? ENTER_VERW : 0) | (v->launched ? ENTER_LAUNCHED : 0))))
 		return ~0u;
 	reason = vmcs_read32(F_EXIT_REASON);
 	/* An entry that fails while it loads the guest does not launch the VMCS (SDM 26.8). */

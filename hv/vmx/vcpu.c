@@ -8,10 +8,12 @@
 #include <asm/debugreg.h>
 #include <asm/desc.h>
 #include <asm/hw_breakpoint.h>
+#include <asm/nospec-branch.h>
 #include <asm/segment.h>
 #include "hvi_vmx.h"
 
 static DEFINE_PER_CPU(struct list_head, active);	/* vCPUs whose VMCS is active here */
+static DEFINE_PER_CPU(u64, last_vm);			/* whose guest ran here last */
 static DEFINE_PER_CPU(struct vcpu *, current_vcpu);	/* whose VMCS is current */
 
 void vcpu_init_lists(void)
@@ -114,6 +116,19 @@ void vcpu_refresh_host(struct vcpu *v)
 		vmcs_write(F_HOST_CR4, cr4);
 		v->host_cr4 = cr4;
 	}
+	/*
+	 * None of the host's counters runs in the guest: one with PEBS would write its records there,
+	 * through the guest's page tables.
+	 */
+	if (vmx_caps.perf) {
+		u64 perf;
+
+		rdmsrl(MSR_CORE_PERF_GLOBAL_CTRL, perf);
+		if (perf != v->host_perf) {
+			vmcs_write(F_HOST_PERF_GLOBAL, perf);
+			v->host_perf = perf;
+		}
+	}
 }
 
 /* ---- the VMCS ---------------------------------------------------------------------------------- */
@@ -151,6 +166,10 @@ static void setup_vmcs(struct vcpu *v)
 	vmcs_write(F_HOST_ES_SEL, 0);
 	vmcs_write(F_HOST_FS_SEL, 0);
 	vmcs_write(F_HOST_GS_SEL, 0);
+	if (vmx_caps.perf) {
+		vmcs_write(F_GUEST_PERF_GLOBAL, 0);
+		vmcs_write(F_HOST_PERF_GLOBAL, v->host_perf);
+	}
 	v->eptp_now = ~0ull;
 	v->host_cr3 = v->host_cr4 = ~0ull;
 	v->spptp_now = ~0ull;
@@ -229,6 +248,11 @@ int vcpu_load(struct vcpu *v)
 	if (this_cpu_read(current_vcpu) != v) {
 		asm volatile("vmptrld %0" : : "m" (phys) : "cc", "memory");
 		this_cpu_write(current_vcpu, v);
+		/* One VM must not steer the speculation of another. */
+		if (this_cpu_read(last_vm) != v->vm->id) {
+			this_cpu_write(last_vm, v->vm->id);
+			indirect_branch_prediction_barrier();
+		}
 	}
 	local_irq_enable();
 	if (fresh) {

@@ -4,6 +4,7 @@
 #include "hvi_vmx.h"
 
 atomic_t vm_count = ATOMIC_INIT(0);
+static atomic64_t last_id = ATOMIC64_INIT(0);
 
 struct vm *vm_new(void)
 {
@@ -11,6 +12,7 @@ struct vm *vm_new(void)
 
 	if (!vm)
 		return NULL;
+	vm->id = atomic64_inc_return(&last_id);
 	mutex_init(&vm->lock);
 	mutex_init(&vm->ram_lock);
 	init_waitqueue_head(&vm->wake);

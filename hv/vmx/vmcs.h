@@ -29,9 +29,11 @@
 #define F_GUEST_DEBUGCTL	0x2802
 #define F_GUEST_PAT		0x2804
 #define F_GUEST_EFER		0x2806
+#define F_GUEST_PERF_GLOBAL	0x2808
 #define F_GUEST_PDPTE0		0x280a	/* + 2 * n */
 #define F_HOST_PAT		0x2c00
 #define F_HOST_EFER		0x2c02
+#define F_HOST_PERF_GLOBAL	0x2c04
 /* 32 bits */
 #define F_PIN			0x4000
 #define F_PRIMARY		0x4002
@@ -145,6 +147,7 @@
 /* VM exit */
 #define EXIT_SAVE_DEBUG		(1u << 2)
 #define EXIT_HOST_64		(1u << 9)
+#define EXIT_LOAD_PERF		(1u << 12)
 #define EXIT_SAVE_PAT		(1u << 18)
 #define EXIT_LOAD_PAT		(1u << 19)
 #define EXIT_SAVE_EFER		(1u << 20)
@@ -152,6 +155,7 @@
 /* VM entry */
 #define ENTRY_LOAD_DEBUG	(1u << 2)
 #define ENTRY_IA32E		(1u << 9)
+#define ENTRY_LOAD_PERF		(1u << 13)
 #define ENTRY_LOAD_PAT		(1u << 14)
 #define ENTRY_LOAD_EFER		(1u << 15)
 

@@ -93,11 +93,34 @@ static int adjust(const struct control *c, u32 *allowed)
 	return 0;
 }
 
+/* Whether what the host did could be read out of the CPU's buffers by a guest. */
+static bool has_stale_buffers(void)
+{
+	static const u16 bugs[] = {
+		X86_BUG_MDS, X86_BUG_TAA,
+#ifdef X86_BUG_MMIO_STALE_DATA
+		X86_BUG_MMIO_STALE_DATA,
+#endif
+#ifdef X86_BUG_RFDS
+		X86_BUG_RFDS,
+#endif
+	};
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(bugs); i++)
+		if (boot_cpu_has_bug(bugs[i]))
+			return true;
+	return false;
+}
+
 static int read_caps(void)
 {
 	struct vmx_caps *c = &vmx_caps;
 	u64 basic, misc, functions;
 	u32 unused;
+	/* Version 2 of the PMU brought IA32_PERF_GLOBAL_CTRL; before Haswell, loading it has errata. */
+	bool perf = boot_cpu_has(X86_FEATURE_ARCH_PERFMON) && (cpuid_eax(0xa) & 0xff) >= 2 &&
+		    boot_cpu_data.x86_model >= 0x3c;
 	struct control list[] = {
 		{ "pin-based", pin_bits, VMX_TRUE_PIN, PIN_EXT_INT | PIN_NMI | PIN_VNMI | PIN_TIMER, 0, &c->pin },
 		{ "primary processor-based", NULL, VMX_TRUE_PRIMARY,
@@ -106,8 +129,9 @@ static int read_caps(void)
 		{ "secondary processor-based", secondary_bits, VMX_SECONDARY,
 		  SEC_EPT | SEC_VPID | SEC_UNRESTRICTED, SEC_RDTSCP | SEC_WBINVD | SEC_INVPCID, &c->secondary },
 		{ "VM-exit", NULL, VMX_TRUE_EXIT, EXIT_SAVE_DEBUG | EXIT_HOST_64 | EXIT_SAVE_PAT | EXIT_LOAD_PAT |
-		  EXIT_SAVE_EFER | EXIT_LOAD_EFER, 0, &c->exit },
-		{ "VM-entry", NULL, VMX_TRUE_ENTRY, ENTRY_LOAD_DEBUG | ENTRY_LOAD_PAT | ENTRY_LOAD_EFER, 0, &c->entry },
+		  EXIT_SAVE_EFER | EXIT_LOAD_EFER, perf ? EXIT_LOAD_PERF : 0, &c->exit },
+		{ "VM-entry", NULL, VMX_TRUE_ENTRY, ENTRY_LOAD_DEBUG | ENTRY_LOAD_PAT | ENTRY_LOAD_EFER,
+		  perf ? ENTRY_LOAD_PERF : 0, &c->entry },
 	};
 	u32 *allowed[] = { &unused, &c->primary_allowed, &c->secondary_allowed, &unused, &unused };
 	unsigned int i;
@@ -160,7 +184,12 @@ static int read_caps(void)
 			c->caps |= HVI_CAP_EPTP_SWITCH;
 	}
 	c->flush_l1d = boot_cpu_has_bug(X86_BUG_L1TF) && boot_cpu_has(X86_FEATURE_FLUSH_L1D);
-	c->verw = boot_cpu_has_bug(X86_BUG_MDS) && boot_cpu_has(X86_FEATURE_MD_CLEAR);
+	c->verw = boot_cpu_has(X86_FEATURE_MD_CLEAR) && has_stale_buffers();
+	c->perf = (c->entry & ENTRY_LOAD_PERF) && (c->exit & EXIT_LOAD_PERF);
+	if (!c->perf) {
+		c->entry &= ~ENTRY_LOAD_PERF;
+		c->exit &= ~EXIT_LOAD_PERF;
+	}
 	return 0;
 }
 
