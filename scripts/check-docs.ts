@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT
 /**
  * Keeps the documents true: each test that docs/features.md names must exist, and must have run and
- * passed in the last `npm test`; each file that a document links to must be there.
+ * passed in the last `npm test` or `npm run test:vmx`; each file that a document links to must be
+ * there.
  *
- * A test is named as `path/to/file.test.ts` or `path/to/file.test.ts: part of a test's name`.
+ * A test is named as `path/to/file.test.ts` or `path/to/file.test.ts: part of a test's name`; a step
+ * of the lab as `lab: NAME`, or `lab: NAME.` for all whose names begin so.
  */
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { dirname, join, relative } from "node:path";
@@ -33,6 +35,39 @@ function claims(document: string): Claim[] {
     }
   }
   return found;
+}
+
+/** Steps of the lab that a document names, with where. */
+function labClaims(root: string, document: string): { at: string; name: string }[] {
+  const lines = readFileSync(document, "utf8").split("\n");
+  return lines.flatMap((line, index) =>
+    [...line.matchAll(/`lab: ([\w.-]+)`/g)].map((match) => ({
+      at: `${relative(root, document)}:${index + 1}`,
+      name: match[1] ?? "",
+    })),
+  );
+}
+
+/**
+ * What is wrong with what the documents say of the lab.
+ * @param steps the lab's steps, each with how it went; undefined as an outcome when it is not asked
+ */
+export function labDocsProblems(
+  root: string,
+  steps: ReadonlyMap<string, string | undefined>,
+): string[] {
+  const problems: string[] = [];
+  for (const { at, name } of documents(root).flatMap((d) => labClaims(root, d))) {
+    const meant = [...steps].filter(([step]) =>
+      name.endsWith(".") ? step.startsWith(name) : step === name,
+    );
+    if (meant.length === 0) problems.push(`${at}: no such step, or it did not run: lab: ${name}`);
+    for (const [step, outcome] of meant) {
+      if (outcome !== undefined && outcome !== "ok")
+        problems.push(`${at}: ${outcome}: lab: ${step}`);
+    }
+  }
+  return problems;
 }
 
 /** Links to files of the project that are not there. */

@@ -4,7 +4,8 @@
  * -Werror), and the documents. Everything is checked before it ends, so one run shows all.
  */
 import { join } from "node:path";
-import { docsProblems } from "./check-docs.ts";
+import { docsProblems, labDocsProblems } from "./check-docs.ts";
+import { STEP_NAMES } from "./lab/steps.ts";
 
 const root = join(import.meta.dir, "..");
 
@@ -24,7 +25,8 @@ const results = [
     ".",
   ]),
 ];
-const problems = docsProblems(root);
+const steps = new Map(STEP_NAMES.map((name) => [name, undefined]));
+const problems = [...docsProblems(root), ...labDocsProblems(root, steps)];
 for (const problem of problems) console.error(problem);
 console.log(`documents: ${problems.length === 0 ? "ok" : "failed"}`);
 process.exit(results.every(Boolean) && problems.length === 0 ? 0 : 1);

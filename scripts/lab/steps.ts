@@ -8,7 +8,7 @@ import { readFileSync } from "node:fs";
 import { overBudget, parseCosts } from "../../bench/vmx/costs.ts";
 import { differences } from "../../fixtures/attacks/compare.ts";
 import { describe, judge as judgeRun, parseAlerts } from "../../fixtures/attacks/verdict.ts";
-import type { Series } from "../../fixtures/kernels/kernels.ts";
+import { SERIES, type Series } from "../../fixtures/kernels/kernels.ts";
 import { differences as transcriptDifferences } from "../../test/conformance/compare.ts";
 import type { CpuModel, Firmware } from "./bochs.ts";
 import { ATTACKS_APPEND, type Ingredient, SOFT_ATTACKS, SOFT_TRANSCRIPT } from "./ingredients.ts";
@@ -243,4 +243,10 @@ load
 unload`,
   },
   ...STATE_STEPS,
+];
+
+/** What `npm run test:vmx` may run: that the module builds for each kernel, and the steps. */
+export const STEP_NAMES: readonly string[] = [
+  ...Object.keys(SERIES).map((series) => `build.${series}`),
+  ...STEPS.map((step) => step.name),
 ];

@@ -11,6 +11,7 @@ import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { isSeries, SERIES, type Series } from "../../fixtures/kernels/kernels.ts";
+import { labDocsProblems } from "../check-docs.ts";
 import { type Firmware, MODELS } from "./bochs.ts";
 import { isIngredient } from "./ingredients.ts";
 import { labLock, moduleBuilds, type Outcome, runLab } from "./lab.ts";
@@ -99,4 +100,13 @@ const time = ((Date.now() - started) / 1000).toFixed(0);
 console.log(
   `${count("ok")} passed, ${count("failed")} failed, ${count("skipped")} skipped, ${time} s`,
 );
-process.exit(count("failed") === 0 && count("ok") > 0 ? 0 : 1);
+/** All of them ran as they are meant to: what the documents say of them can be held against it. */
+const whole = values.run === undefined && positionals.length === 0 && values.cpu === undefined;
+const problems = whole
+  ? labDocsProblems(
+      join(import.meta.dir, "../.."),
+      new Map(outcomes.map((o) => [o.name, o.verdict])),
+    )
+  : [];
+for (const problem of problems) console.error(problem);
+process.exit(count("failed") + problems.length === 0 && count("ok") > 0 ? 0 : 1);
