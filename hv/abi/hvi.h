@@ -406,11 +406,11 @@ enum hvi_field {
 /*
  * One exit. For faults (EPT, EXCEPTION) RIP stands at the instruction and
  * nothing of it has happened; for instructions that are intercepted likewise,
- * and insn_len is their length.
+ * and insn_len is their length. Of an EPT exit a CPU does not tell it.
  */
 struct hvi_exit {
 	__u32 reason;		/* enum hvi_exit_reason */
-	__u32 insn_len;		/* bytes, 0 when unknown: SKIP is then refused with -EINVAL */
+	__u32 insn_len;		/* bytes; 0: the backend does not know it yet, see SKIP */
 	__u64 gpa;
 	__u64 gva;
 	__u32 access;		/* HVI_ACCESS_* */
@@ -431,10 +431,12 @@ struct hvi_exit {
  *            iteration of a REP); the MSR, CR, XCR or DTR write happens with
  *            exit.value; the exception is delivered; CPUID answers from the
  *            table; HLT halts. An I/O exit, VMCALL: same as SKIP.
- *   SKIP     RIP moves past the instruction (exit.insn_len); what it would
- *            have done is the engine's business: results go in the registers
- *            (an IN takes its value from exit.value). Not for exits without
- *            an instruction.
+ *   SKIP     RIP moves past the instruction, by exit.insn_len; when that is 0,
+ *            by the length that the backend finds in guest memory, or -EINVAL
+ *            when it finds none. What the instruction would have done is the
+ *            engine's business: results go in the registers (an IN takes its
+ *            value from exit.value). Not for exits without an instruction:
+ *            one whose fetch was not allowed is not known yet.
  *   RETRY    run the instruction again under the rights that hold now.
  *   EMULATE  run the instruction; its reads of the given physical ranges see
  *            the given bytes; writes to the violated page behave as SCRATCH

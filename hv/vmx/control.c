@@ -29,7 +29,7 @@ static void set_reg(struct vcpu *v, u32 n, u64 value)
 bool load_pdptes(struct vcpu *v, u64 cr3)
 {
 	u64 at = cr3 & 0xffffffe0, e[4];
-	const u64 *p = gpa_host(v->vm, at);
+	const u64 *p = guest_phys(v, at);
 	int i;
 
 	if (!p && ram_index(v->vm, at >> PAGE_SHIFT) == NO_PAGE)

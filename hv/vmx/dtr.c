@@ -57,15 +57,21 @@ int exit_ldt_tr(struct vcpu *v)
 	u32 info = vmcs_read32(F_EXIT_INSN_INFO), which = info >> 28 & 3;
 	bool reg = info & (1u << 10);
 	u64 gva = reg ? ~0ull : operand(v, info);
-	u16 selector = 0;
+	u16 selector = vmcs_read(F_GUEST_ES_SEL + (which & 1 ? 14 : 12));
 
 	if (which >= 2) {		/* a selector that cannot be read makes the instruction fault by itself */
 		v->gpr[HVI_RSP] = vmcs_read(F_GUEST_RSP);
 		if (reg)
 			selector = v->gpr[info >> 3 & 15];
-		else if (!guest_read(v, gva, &selector, 2)) {
-			v->pass_dtr = true;
-			return 0;
+		else {
+			int r = guest_read(v, gva, &selector, 2);
+
+			if (r > 0)
+				return r;
+			if (r < 0) {
+				v->pass_dtr = true;
+				return 0;
+			}
 		}
 	}
 	return ask(v, bits[which], gva, selector);

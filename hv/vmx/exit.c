@@ -120,7 +120,7 @@ static int exit_ept(struct vcpu *v, u64 q)
 		v->fill_gfn = gfn;
 		return EXIT_FILL;	/* the CPU decides with the entry before it */
 	}
-	if (ram && (q & Q_GLA) && walk && (access & HVI_W) && (rights & HVI_R) && guest_set_ad(v, gva, gpa)) {
+	if (ram && (q & Q_GLA) && walk && (access & HVI_W) && (rights & HVI_R) && guest_set_ad(v, gpa)) {
 		v->page->counters.ad_writes++;
 		return 0;
 	}

@@ -15,6 +15,7 @@
  *   exit.c     VM exits; control.c, msr.c, dtr.c, cpuid.c: of instructions
  *   event.c    injection, IDT vectoring, windows
  *   paging.c   the guest's own page tables; accessed and dirty bits
+ *   insn.c     the length of an instruction, where the CPU does not tell it
  *
  * One thread at a time runs a VM (vm->lock); with several vCPUs they take
  * turns on it. From vcpu_load to vcpu_put preemption is off, the VMCS is
@@ -180,6 +181,7 @@ struct override {
 	u64 gfn;
 	u8 kind;
 	u8 rights;			/* in the private EPT */
+	bool walk;			/* a page table, read by the CPU's walk */
 	struct hvi_emulate_range range[2];
 	struct page *copy;		/* what the instruction sees and writes instead of the page */
 	u8 bytes[HVI_EMULATE_BYTES];
@@ -273,7 +275,6 @@ int mem_add(struct vm *vm, struct hvi_memory *a);
 int mem_add_spare(struct vm *vm, struct hvi_spare *a);
 struct page *mem_spare(struct vm *vm, u32 index);
 void mem_free(struct vm *vm);
-void *gpa_host(const struct vm *vm, u64 gpa);			/* RAM by GPA, NULL when absent or untouched */
 
 /* ept.c */
 int view_init(struct vm *vm, u32 view);
@@ -322,12 +323,13 @@ u32 spp_load(struct vcpu *v);
 int step_init(struct vcpu *v);
 void step_free(struct vcpu *v);
 int step_prepare(struct vcpu *v, u64 gfn, const struct hvi_reply *r);	/* may sleep: pages that the reply will need */
-void step_override(struct vcpu *v, u64 gfn, enum override_kind kind, const struct hvi_reply *r);
+void step_override(struct vcpu *v, u64 gfn, enum override_kind kind, bool walk, const struct hvi_reply *r);
 int step_enter(struct vcpu *v, u64 *eptp);			/* -EAGAIN: step_more, then again */
 int step_more(struct vcpu *v);					/* may sleep */
 void step_drop(struct vcpu *v);					/* forget the overrides and the step */
 void step_finish(struct vcpu *v);				/* the instruction is over */
 bool step_overrides(const struct vcpu *v, u64 gfn);
+u8 *step_copy(const struct vcpu *v, u64 gfn);			/* what stands for the page, NULL: itself */
 
 /* vcpu.c */
 struct vcpu *vcpu_new(struct vm *vm, u32 index);
@@ -431,9 +433,10 @@ u32 xsave_size_of(u64 xcr0);
 u32 mtrr_type(const struct vcpu *v, u64 gpa);
 
 /* paging.c */
-bool guest_walk(struct vcpu *v, u64 gva, u64 *gpa);		/* no rights checked, nothing written */
-bool guest_read(struct vcpu *v, u64 gva, void *to, u32 size);
-bool guest_set_ad(struct vcpu *v, u64 gva, u64 entry_gpa);	/* true: the entry was changed, run again */
+void *guest_phys(struct vcpu *v, u64 gpa);			/* as the guest sees it; NULL: no memory, or untouched */
+int guest_read(struct vcpu *v, u64 gva, void *to, u32 size);	/* 0, EXIT_FILL, -EFAULT */
+int guest_insn_length(struct vcpu *v, const u64 *walked);	/* at RIP, VMCS not loaded, may sleep; 0: unknown */
+bool guest_set_ad(struct vcpu *v, u64 entry_gpa);	/* true: the entry was changed, run again */
 
 /* vm.c */
 struct vm *vm_new(void);

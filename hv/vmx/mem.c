@@ -122,14 +122,6 @@ struct page *ram_page(struct vm *vm, u32 index)
 	return p;
 }
 
-void *gpa_host(const struct vm *vm, u64 gpa)
-{
-	u32 i = ram_index(vm, gpa >> PAGE_SHIFT);
-	struct page *p = i == NO_PAGE ? NULL : ram_page_present(vm, i);
-
-	return p ? page_address(p) + (gpa & ~PAGE_MASK) : NULL;
-}
-
 /* kernel_read logs a warning for what it cannot read, such as most files of /proc. */
 static bool file_ok(const struct file *f)
 {

@@ -29,10 +29,23 @@ struct answer {
 	struct hvi_reply reply;
 };
 
-static int reply_ok(struct vcpu *v, const struct answer *a)
+/* The CPU does not tell the length of an instruction that an EPT violation stopped (SDM 27.2.5). */
+static int skip_ok(struct vcpu *v, struct hvi_exit *x)
+{
+	if (!x->insn_len && x->reason == HVI_EXIT_EPT && !(x->access & (HVI_ACCESS_EVENT | HVI_ACCESS_EXEC))) {
+		int len = guest_insn_length(v, x->access & HVI_ACCESS_WALK ? &x->gva : NULL);
+
+		if (len < 0)
+			return len;
+		x->insn_len = len;
+	}
+	return hvi_can_skip(x->reason, x->insn_len, x->access) ? 0 : -EINVAL;
+}
+
+static int reply_ok(struct vcpu *v, struct answer *a)
 {
 	const struct hvi_reply *r = &a->reply;
-	const struct hvi_exit *x = &a->exit;
+	struct hvi_exit *x = &a->exit;
 
 	switch (r->action) {
 	case HVI_REPLY_RESUME:
@@ -40,7 +53,7 @@ static int reply_ok(struct vcpu *v, const struct answer *a)
 	case HVI_REPLY_INJECT:
 		return 0;
 	case HVI_REPLY_SKIP:
-		return hvi_can_skip(x->reason, x->insn_len, x->access) ? 0 : -EINVAL;
+		return skip_ok(v, x);
 	case HVI_REPLY_EMULATE:
 		if (!hvi_emulate_range_ok(&r->range[0]) || !hvi_emulate_range_ok(&r->range[1]))
 			return -EINVAL;
@@ -79,7 +92,7 @@ static void one_instruction(struct vcpu *v)
 
 static void override(struct vcpu *v, const struct hvi_exit *x, enum override_kind kind, const struct hvi_reply *r)
 {
-	step_override(v, x->gpa >> PAGE_SHIFT, kind, r);
+	step_override(v, x->gpa >> PAGE_SHIFT, kind, x->access & HVI_ACCESS_WALK, r);
 	one_instruction(v);
 }
 
@@ -197,6 +210,14 @@ static int apply(struct vcpu *v, const struct answer *a)
 	return v->vm->last == v && v->in_exit ? take_reply(v, a) : 0;
 }
 
+static void touch(struct vm *vm, u64 gpa)
+{
+	u32 index = ram_index(vm, gpa >> PAGE_SHIFT);
+
+	if (index != NO_PAGE)
+		ram_page(vm, index);
+}
+
 static int check_vcpu(struct vcpu *v, struct answer *a)
 {
 	struct vm *vm = v->vm;
@@ -212,15 +233,13 @@ static int check_vcpu(struct vcpu *v, struct answer *a)
 	if (v->page_view != keep && (v->page_view >= HVI_MAX_VIEWS || !vm->view[v->page_view].used))
 		return -EINVAL;
 	/* Page-directory pointers are read while nothing may sleep. */
-	if ((READ_ONCE(v->page->dirty) | v->reload) & (HVI_STATE_CR | HVI_STATE_MSR)) {
-		u32 index = ram_index(vm, READ_ONCE(v->page->cr3) >> PAGE_SHIFT);
-
-		if (index != NO_PAGE)
-			ram_page(vm, index);
-	}
+	if ((READ_ONCE(v->page->dirty) | v->reload) & (HVI_STATE_CR | HVI_STATE_MSR))
+		touch(vm, READ_ONCE(v->page->cr3));
 	if (vm->last != v || !v->in_exit)
 		return 0;
 	take(&a->exit, &v->page->exit, sizeof(a->exit));
+	if (a->exit.reason == HVI_EXIT_CR_WRITE)
+		touch(vm, a->exit.number == 3 ? a->exit.value : READ_ONCE(v->page->cr3));
 	r->action = READ_ONCE(v->page->reply.action);
 	if (r->action == HVI_REPLY_STEP) {
 		r->flags = READ_ONCE(v->page->reply.flags);
@@ -402,7 +421,7 @@ static bool runnable(struct vcpu *v)
 static int slice(struct vcpu *v)
 {
 	struct vm *vm = v->vm;
-	u64 end = rdtsc() + SLICE_TICKS, eptp;
+	u64 end = rdtsc() + (owes_instruction(v) ? 0 : SLICE_TICKS), eptp;
 	u32 reason;
 	int r;
 
@@ -414,7 +433,7 @@ static int slice(struct vcpu *v)
 			return 0;
 		if (!v->evt.valid) {
 			if (is_late(v) ||
-			    (vm->ncpus > 1 && (s64)(end - rdtsc()) <= 0))
+			    (vm->ncpus > 1 && !owes_instruction(v) && (s64)(end - rdtsc()) <= 0))
 				return 0;
 		}
 		r = step_enter(v, &eptp);
@@ -465,13 +484,18 @@ static bool has_work(const struct vcpu *v)
 	       (v->page->want_irq_window && v->irq_open);
 }
 
+/*
+ * Whose turn it is. One that a reply lets run an instruction comes first, and
+ * then only for that one: what it sees of a page may be a copy, which nobody
+ * else must write to meanwhile.
+ */
 static struct vcpu *pick(struct vm *vm, struct vcpu **late, struct vcpu **halted)
 {
-	u32 k;
+	u32 first = vm->last && owes_instruction(vm->last) ? vm->last->index : vm->turn, k;
 
 	*late = *halted = NULL;
 	for (k = 0; k < vm->ncpus; k++) {
-		u32 i = (vm->turn + k) % vm->ncpus;
+		u32 i = (first + k) % vm->ncpus;
 		struct vcpu *v = vm->cpu[i];
 
 		if (vm->paused[i])
@@ -553,9 +577,7 @@ static int switch_to(struct vcpu **on, struct vcpu *v)
 	if (*on == v)
 		return 0;
 	put(on);
-	/* Who wakes up does so on a CPU that stays. */
-	while ((err = vcpu_load(v)) == -EAGAIN)
-		schedule_timeout_uninterruptible(1);
+	err = vcpu_load(v);
 	if (!err)
 		*on = v;
 	return err;

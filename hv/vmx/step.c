@@ -6,12 +6,15 @@
  * (RESUME), or a copy of it (SCRATCH, EMULATE). The tables are kept, and hold
  * until the view changes: hitting the same page again costs one entry.
  */
+#include <linux/atomic.h>
 #include <linux/err.h>
+#include <asm/processor-flags.h>
 #include "hvi_vmx.h"
 
 #define INDEX(gfn, level)	((gfn) >> (9 * ((level) - 1)) & 511)
 #define PRIVATE			(1ull << 52)	/* ignored by the CPU: a table of our own */
 #define POOL_MIN		(1 + 3)
+#define ENTRY_AD		0x60		/* accessed and dirty, in the first byte of a guest's entry */
 
 static u64 *table_of(u64 entry)
 {
@@ -59,14 +62,26 @@ int step_more(struct vcpu *v)
 	return err ? err : v->pool_size > before ? 0 : -ENOMEM;
 }
 
-bool step_overrides(const struct vcpu *v, u64 gfn)
+static const struct override *override_of(const struct vcpu *v, u64 gfn)
 {
 	u32 i;
 
 	for (i = 0; i < v->nov; i++)
 		if (v->ov[i].gfn == gfn)
-			return true;
-	return false;
+			return &v->ov[i];
+	return NULL;
+}
+
+bool step_overrides(const struct vcpu *v, u64 gfn)
+{
+	return override_of(v, gfn);
+}
+
+u8 *step_copy(const struct vcpu *v, u64 gfn)
+{
+	const struct override *ov = override_of(v, gfn);
+
+	return ov && ov->kind != OV_ALLOW ? page_address(ov->copy) : NULL;
 }
 
 /* A page that the reply needs and that was never touched; a copy for each override there may be. */
@@ -121,30 +136,62 @@ static void make_copy(struct vcpu *v, struct override *ov, u8 *to)
 		patch(ov, to);
 }
 
+/* What a copy of page showed at byte i before the instruction ran. */
+static u8 shown_byte(const struct override *ov, const u8 *page, u32 i)
+{
+	u64 gpa = (ov->gfn << PAGE_SHIFT) + i;
+	u8 byte = READ_ONCE(page[i]);
+	int r;
+
+	for (r = 0; r < 2; r++)
+		if (gpa - ov->range[r].gpa < ov->range[r].len)
+			byte = ov->bytes[ov->range[r].offset + (gpa - ov->range[r].gpa)];
+	return byte;
+}
+
 /* Writes of an emulated instruction to a page that the view lets it write: those bytes are meant. */
 static void write_back(struct vcpu *v, struct override *ov)
 {
 	u64 frame = ept_frame(v->vm, v->view, ov->gfn);
 	const u8 *now = page_address(ov->copy);
 	u8 *to;
-	u32 i, r;
+	u32 i;
 
 	if (!frame || ov->kind != OV_EMULATE || !(view_rights(v->vm, v->view, ov->gfn) & HVI_W))
 		return;
 	to = __va(frame);
-	for (i = 0; i < PAGE_SIZE; i++) {
-		u64 gpa = (ov->gfn << PAGE_SHIFT) + i;
-		u8 shown = to[i];
-
-		for (r = 0; r < 2; r++)
-			if (gpa - ov->range[r].gpa < ov->range[r].len)
-				shown = ov->bytes[ov->range[r].offset + (gpa - ov->range[r].gpa)];
-		if (now[i] != shown)
+	for (i = 0; i < PAGE_SIZE; i++)
+		if (now[i] != shown_byte(ov, to, i))
 			to[i] = now[i];
+}
+
+/*
+ * The walk's accessed and dirty bits in a copy of a page table are the guest's:
+ * they go to the entry itself, whatever else of it the engine supplied.
+ */
+static void keep_walk(struct vcpu *v, struct override *ov)
+{
+	u64 frame = ept_frame(v->vm, v->view, ov->gfn);
+	u32 size = guest_cr4() & X86_CR4_PAE ? 8 : 4, i;
+	u8 *now = page_address(ov->copy), *to;
+
+	if (!ov->walk || ov->kind == OV_ALLOW || !frame)
+		return;
+	to = __va(frame);
+	for (i = 0; i < PAGE_SIZE; i += size) {
+		u8 was = shown_byte(ov, to, i), set = now[i] & ~was & ENTRY_AD;
+
+		if (!set || now[i] != (was | set))
+			continue;
+		atomic_or(set, (atomic_t *)(to + i));
+		now[i] = shown_byte(ov, to, i);
+		if (!(view_rights(v->vm, v->view, ov->gfn) & HVI_W))
+			v->page->counters.ad_writes++;
 	}
 }
 
-static void set_override(struct vcpu *v, u64 gfn, enum override_kind kind, u8 rights, const struct hvi_reply *r)
+static struct override *set_override(struct vcpu *v, u64 gfn, enum override_kind kind, u8 rights,
+				     const struct hvi_reply *r)
 {
 	struct override *ov;
 	u32 i;
@@ -152,12 +199,15 @@ static void set_override(struct vcpu *v, u64 gfn, enum override_kind kind, u8 ri
 	for (i = 0; i < v->nov && v->ov[i].gfn != gfn; i++)
 		;
 	if (i == MAX_OVERRIDES || !v->ov[i].copy)
-		return;		/* no instruction touches so many pages */
+		return NULL;		/* no instruction touches so many pages */
 	ov = &v->ov[i];
-	if (i == v->nov)
+	if (i == v->nov) {
 		v->nov++;
-	else
+		ov->walk = false;
+	} else {
 		v->applied = 0;
+		keep_walk(v, ov);
+	}
 	ov->gfn = gfn;
 	ov->kind = kind;
 	ov->rights = rights;
@@ -168,14 +218,17 @@ static void set_override(struct vcpu *v, u64 gfn, enum override_kind kind, u8 ri
 	}
 	if (kind != OV_ALLOW || !ept_frame(v->vm, v->view, gfn))
 		make_copy(v, ov, page_address(ov->copy));
+	return ov;
 }
 
 /* r is a checked copy of the engine's reply. */
-void step_override(struct vcpu *v, u64 gfn, enum override_kind kind, const struct hvi_reply *r)
+void step_override(struct vcpu *v, u64 gfn, enum override_kind kind, bool walk, const struct hvi_reply *r)
 {
+	struct override *ov = set_override(v, gfn, kind, HVI_RWX, r);
 	int i;
 
-	set_override(v, gfn, kind, HVI_RWX, r);
+	if (ov)
+		ov->walk |= walk;
 	for (i = 0; kind == OV_EMULATE && i < 2; i++) {
 		u64 other = r->range[i].gpa >> PAGE_SHIFT;
 
@@ -291,8 +344,10 @@ void step_finish(struct vcpu *v)
 {
 	u32 i;
 
-	for (i = 0; i < v->applied; i++)
+	for (i = 0; i < v->applied; i++) {
+		keep_walk(v, &v->ov[i]);
 		write_back(v, &v->ov[i]);
+	}
 	step_drop(v);
 	v->notify_step |= v->step_notify;
 	v->step_notify = false;

@@ -210,12 +210,8 @@ static void host_msrs(struct vcpu *v)
 		swap_msr(MSR_TSC_AUX, v->tsc_aux, h->tsc_aux);
 }
 
-/*
- * Preemption stays off until vcpu_put. -EOPNOTSUPP for a 32-bit caller; -ENODEV
- * on a CPU without VT-x or while the machine goes down; -EAGAIN on a CPU that
- * goes offline: before 5.11 its tasks stay there beyond its callbacks.
- */
-int vcpu_load(struct vcpu *v)
+/* -EAGAIN on a CPU that goes offline: before 5.11 its tasks stay there beyond its callbacks. */
+static int load_here(struct vcpu *v)
 {
 	u64 phys = page_to_phys(v->vmcs), value;
 	bool fresh = false;
@@ -279,6 +275,20 @@ int vcpu_load(struct vcpu *v)
 	if (vmx_caps.flush_l1d)
 		wrmsrl(MSR_IA32_FLUSH_CMD, 1);
 	return 0;
+}
+
+/*
+ * Preemption stays off until vcpu_put. -EOPNOTSUPP for a 32-bit caller; -ENODEV
+ * on a CPU without VT-x or while the machine goes down.
+ */
+int vcpu_load(struct vcpu *v)
+{
+	int err;
+
+	/* Who wakes up does so on a CPU that stays. */
+	while ((err = load_here(v)) == -EAGAIN)
+		schedule_timeout_uninterruptible(1);
+	return err;
 }
 
 void vcpu_put(struct vcpu *v)
