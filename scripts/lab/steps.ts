@@ -119,7 +119,7 @@ unload`,
     limit: 600,
     script: `
 load
-BUN_BE_BUN=1 hvi /lab/conformance/main.js --backend vmx --images /lab/conformance \
+BUN_BE_BUN=1 hvi /lab/conformance/main.js --backend vmx --images /lab/conformance --bochs \
 	--out /lab/out/vmx.transcript
 code=$?
 unload

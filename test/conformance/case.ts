@@ -139,6 +139,8 @@ export interface Case {
   memory?: When<[number, string][]>;
   /** Anything else; a returned string is the failure. */
   check?: (t: Bench) => string | undefined;
+  /** Page walks wrote accessed and dirty bits to pages without W, and counters.ad_writes says so. */
+  adWrites?: boolean;
   /** Leave registers out of the DONE line (undefined flags, addresses that a backend chooses). */
   brief?: boolean;
   /** What the backend must have; else the case says so in the transcript. */

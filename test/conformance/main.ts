@@ -2,7 +2,8 @@
 /**
  * The conformance suite without a test framework, for places where only the
  * single executable exists:
- *   bun test/conformance/main.ts --backend soft|vmx --out FILE [--only TEXT] [--images DIR]
+ *   bun test/conformance/main.ts --backend soft|vmx --out FILE [--only TEXT] [--images DIR] [--bochs]
+ * --bochs: the CPU is Bochs's, whose deviations are known (docs/backends.md).
  * Exit code 0: every case as it should be.
  */
 import { mkdirSync, writeFileSync } from "node:fs";
@@ -19,6 +20,7 @@ export interface Options {
   out?: string;
   /** Only cases whose names contain this. */
   only?: string;
+  bochs?: boolean;
   print: (line: string) => void;
 }
 
@@ -27,7 +29,7 @@ export function conformance(o: Options): number {
   const cases = suite.filter((c) => o.only === undefined || c.name.includes(o.only));
   const results: Result[] = [];
   for (const c of cases) {
-    const r = runCase(c, o.backend, o.images);
+    const r = runCase(c, o.backend, o.images, o.bochs);
     results.push(r);
     if (r.failures.length > 0) {
       o.print(`FAIL ${r.name}`);
@@ -62,6 +64,7 @@ if (import.meta.main) {
     images: imagesFrom(option("images") ?? resolve(import.meta.dir, "../../build/conformance")),
     out: option("out"),
     only: option("only"),
+    bochs: process.argv.includes("--bochs"),
     print: (line) => console.log(line),
   });
   process.exit(failed === 0 ? 0 : 1);

@@ -10,6 +10,7 @@ import { accessedDirty, areas, descriptors, frames, stack, strings } from "./cas
 import { injections } from "./cases/inject.ts";
 import { modes } from "./cases/modes.ts";
 import { rights } from "./cases/rights.ts";
+import { skips } from "./cases/skip.ts";
 import { state } from "./cases/state.ts";
 import { smp, views } from "./cases/views.ts";
 
@@ -21,6 +22,7 @@ export const suite: readonly Case[] = [
   ...frames,
   ...descriptors,
   ...areas,
+  ...skips,
   ...accessedDirty,
   ...exits,
   ...injections,

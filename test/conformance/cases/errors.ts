@@ -377,6 +377,25 @@ export const errors: Case[] = [
     },
   },
   {
+    // There is no instruction yet to go past; the refused reply can be given anew.
+    name: "error.run.skip-of-fetch",
+    regs: (t) => ({ rip: t.d(7) }),
+    setup: (t) => {
+      t.poke(t.p(7), "90 90 e6ee");
+      t.rights(t.p(7), RW);
+    },
+    script: (t) => [ept("x", t.p(7), { rip: t.d(7), rights: RW })],
+    done: false,
+    check: (t) => {
+      t.vcpu().skip();
+      const bad = refused("SKIP of a fetch", () => void t.vm.run(1e9), E.INVAL);
+      if (bad) return bad;
+      t.rights(t.p(7), RWX);
+      t.vcpu().retry();
+      return t.vm.run(1e9).exitReason === abi.HVI_EXIT_IO ? undefined : "RETRY did not go on";
+    },
+  },
+  {
     name: "error.run.bad-step-view",
     entry: "st8",
     regs: (t) => ({ rdi: t.d(0) }),

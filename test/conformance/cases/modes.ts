@@ -240,10 +240,8 @@ const paged: Case[] = (["p32", "pae"] as const).flatMap((mode): Case[] => [
       t.rights(pte, R);
     },
     script: [],
-    check: (t) =>
-      (t.get32(WALK[mode]!.at(-1)!) & 0x60) === 0x60 && t.vcpu().adWrites > 0
-        ? undefined
-        : "A/D bits or counters.ad_writes",
+    check: (t) => ((t.get32(WALK[mode]!.at(-1)!) & 0x60) === 0x60 ? undefined : "A/D bits"),
+    adWrites: true,
   },
   {
     name: `mode.${mode}.large-page`,

@@ -370,6 +370,30 @@ export const smp: Case[] = [
     brief: true,
   },
   {
+    // vCPU 0 runs supplied code from a page that it also writes to, as vCPU 1 does at that time.
+    name: "smp.emulated-code.nothing-lost",
+    vcpus: 2,
+    regs: (t) => ({ rip: t.d(7), rdi: t.d(7, 0x100), rax: VALUE }),
+    setup: (t) => {
+      t.poke(t.p(7), "90 90 90 e6ee");
+      t.rights(t.p(7), RW);
+      second(t, "st8", { rdi: t.d(7, 0x200), rax: VALUE });
+    },
+    script: [],
+    scripts: (t) => [
+      [
+        ept("x", t.p(7), { rights: RW }).do((v) => v.emulate(t.p(7), fromHex("48 89 07"))),
+        ept("x", t.p(7, 3), { rights: RW }).resume(),
+      ],
+      [],
+    ],
+    memory: (t) => [
+      [t.p(7), "909090e6ee"],
+      [t.p(7, 0x100), le(VALUE, 8)],
+      [t.p(7, 0x200), le(VALUE, 8)],
+    ],
+  },
+  {
     name: "smp.hooked-atomic.stepped",
     vcpus: 2,
     entry: "count_hooked",
