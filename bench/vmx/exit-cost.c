@@ -335,7 +335,7 @@ static long hvi;
 static struct hvi_vcpu *vcpu;
 static unsigned char *ram;
 static struct hvi_run run;
-static struct hvi_ept_range ranges[64];
+static struct hvi_ept_range ranges[2][64];	/* with and without W */
 static struct hvi_ept ept;
 static struct hvi_reply reply;
 
@@ -363,8 +363,7 @@ static void hvi_rights(int round)
 {
 	long r;
 
-	for (unsigned i = 0; i < ept.count; i++)
-		ranges[i].rights = round & 1 ? HVI_RWX : HVI_R | HVI_X;
+	ept.ranges = (unsigned long)ranges[round & 1];
 	r = hvi_call(hvi, HVI_EPT_SET, &ept);
 	if (r < 0)
 		die("HVI_EPT_SET", -r);
@@ -380,9 +379,12 @@ static void hvi_rights_and_go(int round)
 /* `count` GFNs from PAGES on, in `calls` ranges; scattered ones are every second. */
 static void measure_rights(enum row row, unsigned count, unsigned calls)
 {
-	for (unsigned i = 0; i < calls; i++)
-		ranges[i] = (struct hvi_ept_range){ .gfn = (PAGES >> 12) + i * 2, .count = count / calls };
-	ept = (struct hvi_ept){ .count = calls, .ranges = (unsigned long)ranges };
+	for (unsigned i = 0; i < 2 * calls; i++)
+		ranges[i % 2][i / 2] = (struct hvi_ept_range){
+			.gfn = (PAGES >> 12) + (i & ~1u), .count = count / calls,
+			.rights = i & 1 ? HVI_RWX : HVI_R | HVI_X,
+		};
+	ept.count = calls;
 	measure(row, hvi_rights);
 }
 

@@ -78,12 +78,15 @@ void ept_invalidate(struct vcpu *v, u64 eptp)
 
 bool ept_test_stale(struct view *v, int cpu)
 {
-	return test_bit(cpu, v->stale) && test_and_clear_bit(cpu, v->stale);
+	if (likely(v->flushed[cpu] == v->flush))
+		return false;
+	v->flushed[cpu] = v->flush;
+	return true;
 }
 
 static void stale(struct view *v)
 {
-	bitmap_fill(v->stale, nr_cpu_ids);
+	v->flush++;
 }
 
 /* ---- entries --------------------------------------------------------------------------- */
@@ -105,16 +108,18 @@ u64 ept_frame(struct vm *vm, u32 view, u64 gfn)
 	return p ? page_to_phys(p) : 0;
 }
 
-/* A convertible page that is not there yet exits, to be filled in; then the CPU decides. */
-static u64 entry(u64 frame, u8 page)
+/*
+ * A page without rights is kept in its entry, where the CPU does not look at it
+ * (SDM 28.3.2). A convertible page that is not there yet exits, to be filled
+ * in; then the CPU decides.
+ */
+static __always_inline u64 entry(u64 frame, u8 page)
 {
 	u64 e = page & PAGE_VE ? 0 : EPT_NO_VE;
 	u32 rights = page & HVI_RWX;
 
-	if (!rights)
-		return e;
 	if (!frame)
-		return EPT_NONE;
+		return rights ? EPT_NONE : e;
 	if ((page & PAGE_SPP) && (rights & (HVI_R | HVI_W)) == HVI_R)
 		e |= EPT_SPP;
 	return e | frame | EPT_WB_IPAT | rights;
@@ -260,55 +265,54 @@ int ept_fill(struct vm *vm, u32 view, u64 gfn)
 
 /* ---- rights ---------------------------------------------------------------------------- */
 
-static bool rights_ok(u32 rights)
+static const struct slot *slot_at(const struct vm *vm, u64 gfn)
 {
-	if ((rights & ~HVI_RWX) || ((rights & HVI_W) && !(rights & HVI_R)))
+	u32 i;
+
+	for (i = 0; i < vm->nslots; i++)
+		if (gfn - vm->slot[i].gfn < vm->slot[i].pages)
+			return &vm->slot[i];
+	return NULL;
+}
+
+/* Moves v->near to a GFN's 2 MiB, or what of them lies in one slot of RAM. False: no RAM. */
+static noinline bool come_near(struct vm *vm, struct view *v, u64 gfn)
+{
+	const struct slot *s = slot_at(vm, gfn);
+	struct near *n = &v->near;
+	int level;
+	u64 *e;
+
+	if (!s)
 		return false;
-	return rights != HVI_X || (vmx_caps.caps & HVI_CAP_EXEC_ONLY);
+	n->first = max(gfn & ~511ull, s->gfn);
+	n->count = min((gfn | 511) + 1, s->gfn + s->pages) - n->first;
+	n->rights = v->rights + s->first + (n->first - s->gfn);
+	e = ept_leaf(v->root, n->first, &level);
+	/* No table: nothing is there yet, or 2 MiB that are RWX. */
+	n->entry = e && level == 1 ? e : NULL;
+	n->large = e && level > 1;
+	n->gen = v->gen;
+	return true;
 }
 
-/* Whether count GFNs from gfn on are RAM; an empty range is a mistake. */
-static int in_ram(struct vm *vm, u64 gfn, u64 count)
+/* Whether a range is RAM; large pages that it takes rights from become tables: this may fail. */
+static noinline int prepare(struct vm *vm, u32 view, const struct hvi_ept_range *r)
 {
-	u64 end = gfn + count;
+	struct view *v = &vm->view[view];
+	u64 gfn = r->gfn, end = r->gfn + r->count;
 
-	if (!count)
-		return -EINVAL;
-	if (gfn > vmx_caps.max_gfn || count > vmx_caps.max_gfn + 1)
+	if (gfn > vmx_caps.max_gfn)
 		return -EFAULT;
-	while (gfn < end) {
-		const struct slot *s = NULL;
-		u32 i;
-
-		for (i = 0; i < vm->nslots; i++)
-			if (gfn - vm->slot[i].gfn < vm->slot[i].pages)
-				s = &vm->slot[i];
-		if (!s)
+	for (; gfn < end; gfn = v->near.first + v->near.count) {
+		if (!come_near(vm, v, gfn))
 			return -EFAULT;
-		gfn = s->gfn + s->pages;
-	}
-	return 0;
-}
-
-static int range_ok(struct vm *vm, const struct hvi_ept_range *r)
-{
-	return rights_ok(r->rights) ? in_ram(vm, r->gfn, r->count) : -EINVAL;
-}
-
-/* Large pages that a range covers in part, or takes rights from, become tables first: this may fail. */
-static int prepare(struct vm *vm, u32 view, const struct hvi_ept_range *r)
-{
-	u64 gfn, end = r->gfn + r->count;
-
-	for (gfn = r->gfn; gfn < end; gfn = (gfn | 511) + 1) {
-		int level;
-		u64 *e = ept_leaf(vm->view[view].root, gfn, &level);
-
-		if (e && level == 2 && r->rights != HVI_RWX) {
-			int err = split(vm, view, e, gfn);
+		if (v->near.large && r->rights != HVI_RWX) {
+			int level, err = split(vm, view, ept_leaf(v->root, gfn, &level), gfn);
 
 			if (err)
 				return err;
+			come_near(vm, v, gfn);
 		}
 	}
 	return 0;
@@ -338,74 +342,80 @@ static void merge(struct vm *vm, u32 view, u64 gfn)
 
 		WRITE_ONCE(*t, frame | EPT_NO_VE | EPT_WB_IPAT | EPT_LARGE | HVI_RWX);
 		v->gen++;
+		v->near.count = 0;
 		stale(v);
 		free_page((unsigned long)old);
 	}
 }
 
-static struct slot *slot_at(struct vm *vm, u64 gfn)
+static void merge_range(struct vm *vm, u32 view, const struct hvi_ept_range *r)
 {
-	u32 i;
+	u64 gfn = ALIGN(r->gfn, 512), end = r->gfn + r->count;
 
-	for (i = 0; i < vm->nslots; i++)
-		if (gfn - vm->slot[i].gfn < vm->slot[i].pages)
-			return &vm->slot[i];
-	return NULL;
+	for (; gfn + 512 <= end; gfn += 512)
+		merge(vm, view, gfn);
 }
 
-/* count GFNs of one slot, all in the same 2 MiB, whose table is given or does not exist. True: rights were taken. */
-static bool apply_pages(struct vm *vm, struct view *v, const struct slot *s, u64 gfn, u32 count, u8 rights, u64 *table)
+/*
+ * What most calls ask for: single pages, all of them in v->near, no page of the
+ * view with a mark. *plain says whether these are that; then there is nothing
+ * else to check.
+ */
+static __always_inline int get_ranges(struct view *v, struct hvi_ept_range *to,
+				      const struct hvi_ept_range __user *from, u32 count, bool *plain)
 {
-	u32 first = (u32)(gfn - s->gfn), i;
-	u8 *have = v->rights + s->first + first;
-	bool less = false;
+	const u64 __user *u = (const u64 __user *)from;
+	u64 *k = (u64 *)to, *end = k + 2 * count;
+	u64 first = v->near.first, pages = 0;
+	u32 allowed = vmx_caps.rights;
+	bool other = false;
 
-	if (!table && !v->marked) {
-		memset(have, rights, count);
-		return false;
-	}
-	for (i = 0; i < count; i++) {
-		struct page *p = s->page[first + i];
-		u8 now = (have[i] & ~HVI_RWX) | rights;
+	if (v->near.gen == v->gen && v->near.entry && !v->marked)
+		pages = v->near.count;
+	if (!user_access_begin(from, count * sizeof(*from)))
+		return -EFAULT;
+	for (; k < end; k += 2, u += 2) {
+		u64 gfn, what;		/* what: count, and rights in the upper half */
 
-		if (have[i] == now)
-			continue;
-		if (!table) {
-			have[i] = now;
-			continue;
-		}
-		/* A CPU's older copy that refuses costs no more than an exit, but not where that is a #VE. */
-		less |= (have[i] & ~now) | (have[i] & PAGE_VE);
-		have[i] = now;
-		if (v->remap && v->remap[s->first + first + i] != NO_PAGE)
-			p = vm->spare[v->remap[s->first + first + i]];
-		WRITE_ONCE(table[INDEX(gfn + i, 1)], entry(p ? page_to_phys(p) : 0, now));
+		unsafe_get_user(gfn, &u[0], fault);
+		unsafe_get_user(what, &u[1], fault);
+		k[0] = gfn;
+		k[1] = what;
+		if (unlikely(gfn - first >= pages || (u32)what != 1 || what >> 32 > HVI_RWX ||
+			     !(allowed >> (what >> 32) & 1)))
+			other = true;
 	}
-	return less;
+	user_access_end();
+	*plain = !other;
+	return 0;
+fault:
+	user_access_end();
+	return -EFAULT;
 }
 
-static void apply(struct vm *vm, u32 view, const struct hvi_ept_range *r)
+static __always_inline void changed(struct view *v, u64 lost)
 {
-	struct view *v = &vm->view[view];
-	u64 gfn = r->gfn, end = r->gfn + r->count;
-	bool less = false;
-
-	while (gfn < end) {
-		const struct slot *s = slot_at(vm, gfn);
-		u64 stop = min3(end, (gfn | 511) + 1, s->gfn + s->pages);
-		int level;
-		u64 *e = ept_leaf(v->root, gfn, &level);
-
-		/* No table: nothing is there yet, or 2 MiB that are RWX and stay so. */
-		less |= apply_pages(vm, v, s, gfn, stop - gfn, r->rights, e && level == 1 ? e - INDEX(gfn, 1) : NULL);
-		gfn = stop;
-	}
-	v->gen++;
-	if (less)
+	v->near.gen = ++v->gen;
+	if (lost)
 		stale(v);
-	if (r->rights == HVI_RWX && r->count >= 512)
-		for (gfn = ALIGN(r->gfn, 512); gfn + 512 <= end; gfn += 512)
-			merge(vm, view, gfn);
+}
+
+static __always_inline void set_plain(struct view *v, const struct hvi_ept_range *r, u32 count)
+{
+	const struct hvi_ept_range *end = r + count;
+	u64 *entries = v->near.entry, first = v->near.first, lost = 0;
+	u8 *have = v->near.rights;
+
+	for (; r < end; r++) {
+		u64 i = r->gfn - first, rights = r->rights;
+
+		lost |= have[i] & ~rights;
+		have[i] = rights;
+		/* Others are filled in when the guest comes by. */
+		if (entries[i] & EPT_FRAME)
+			WRITE_ONCE(entries[i], (entries[i] & ~(u64)HVI_RWX) | rights);
+	}
+	changed(v, lost);
 }
 
 /* Between two of many ranges, each of which may be all of RAM. A caller that is killed does not see the end. */
@@ -417,33 +427,112 @@ static int give_way(u32 done)
 	return fatal_signal_pending(current) ? -EINTR : 0;
 }
 
+/* All of the ranges are good, or nothing changes. */
+static int check_ranges(struct vm *vm, u32 view, const struct hvi_ept_range *r, u32 count)
+{
+	struct view *v = &vm->view[view];
+	u32 allowed = vmx_caps.rights, done;
+	struct near n;
+
+	if (v->near.gen != v->gen)
+		v->near.count = 0;
+	for (done = 0, n = v->near; done < count; done++, r++) {
+		u64 i = r->gfn - n.first, pages = r->count;
+
+		if (!pages || r->rights > HVI_RWX || !(allowed >> r->rights & 1))
+			return -EINVAL;
+		if (unlikely(i >= n.count || pages > n.count - i || n.large)) {
+			int err = prepare(vm, view, r) ?: give_way(done);
+
+			if (err)
+				return err;
+			n = v->near;
+		}
+	}
+	return 0;
+}
+
+static int set_ranges(struct vm *vm, u32 view, const struct hvi_ept_range *r, u32 count)
+{
+	struct view *v = &vm->view[view];
+	u64 lost = 0;
+	u32 done;
+	int err = 0;
+
+	for (done = 0; done < count && !err; done++, r++) {
+		u64 gfn = r->gfn, stop = r->gfn + r->count, rights = r->rights;
+
+		while (gfn < stop) {
+			u64 i = gfn - v->near.first, n, *e;
+			u8 *have;
+
+			if (i >= v->near.count) {
+				come_near(vm, v, gfn);
+				i = gfn - v->near.first;
+			}
+			n = min(v->near.count - i, stop - gfn);
+			have = v->near.rights + i;
+			e = v->near.entry ? v->near.entry + i : NULL;
+			for (i = 0; i < n; i++) {
+				u8 old = have[i], now = (old & ~HVI_RWX) | rights;
+
+				if (old == now)
+					continue;
+				/* A CPU's older copy that refuses costs no more than an exit, but not where that is a #VE. */
+				lost |= (old & ~now) | (old & PAGE_VE);
+				have[i] = now;
+				if (e)
+					WRITE_ONCE(e[i], entry(e[i] & EPT_FRAME, now));
+			}
+			gfn += n;
+		}
+		if (r->count >= 512 && rights == HVI_RWX)
+			merge_range(vm, view, r);
+		err = give_way(done);
+	}
+	changed(v, lost);
+	return err;
+}
+
+static noinline int check_and_set(struct vm *vm, u32 view, const struct hvi_ept_range *r, u32 count)
+{
+	int err = check_ranges(vm, view, r, count);
+
+	return err ? err : set_ranges(vm, view, r, count);
+}
+
+/* More than vm->batch holds. */
+static noinline int set_many(struct vm *vm, const struct hvi_ept *a)
+{
+	struct hvi_ept_range *r = kvmalloc_array(a->count, sizeof(*r), GFP_KERNEL_ACCOUNT);
+	bool plain;
+	int err;
+
+	if (!r)
+		return -ENOMEM;
+	err = get_ranges(&vm->view[a->view], r, (void __user *)(uintptr_t)a->ranges, a->count, &plain);
+	if (!err)
+		err = check_and_set(vm, a->view, r, a->count);
+	kvfree(r);
+	return err;
+}
+
 int ept_set(struct vm *vm, const struct hvi_ept *a)
 {
-	struct hvi_ept_range few[4], *r = few;
-	size_t bytes = (size_t)a->count * sizeof(*r);
-	int err = 0;
-	u32 i;
+	u32 view = a->view, count = a->count;
+	struct view *v = &vm->view[view];
+	bool plain;
 
-	if (!view_ok(vm, a->view) || a->count > 65536)
+	if (!view_ok(vm, view) || count > 65536)
 		return -EINVAL;
-	if (a->count > ARRAY_SIZE(few)) {
-		r = kvmalloc(bytes, GFP_KERNEL_ACCOUNT);
-		if (!r)
-			return -ENOMEM;
-	}
-	if (copy_from_user(r, (void __user *)(uintptr_t)a->ranges, bytes))
-		err = -EFAULT;
-	for (i = 0; !err && i < a->count; i++)
-		err = range_ok(vm, &r[i]);
-	for (i = 0; !err && i < a->count; i++)
-		err = prepare(vm, a->view, &r[i]) ?: give_way(i);
-	for (i = 0; !err && i < a->count; i++) {
-		apply(vm, a->view, &r[i]);
-		err = give_way(i);
-	}
-	if (r != few)
-		kvfree(r);
-	return err;
+	if (count > PAGE_SIZE / sizeof(*vm->batch))
+		return set_many(vm, a);
+	if (get_ranges(v, vm->batch, (void __user *)(uintptr_t)a->ranges, count, &plain))
+		return -EFAULT;
+	if (!plain)
+		return check_and_set(vm, view, vm->batch, count);
+	set_plain(v, vm->batch, count);
+	return 0;
 }
 
 int ept_get(struct vm *vm, const struct hvi_ept *a)
@@ -462,6 +551,25 @@ int ept_get(struct vm *vm, const struct hvi_ept *a)
 		r.rights = view_rights(vm, a->view, r.gfn);
 		if (copy_to_user(&u[i], &r, sizeof(r)))
 			return -EFAULT;
+	}
+	return 0;
+}
+
+/* Whether count GFNs from gfn on are RAM; an empty range is a mistake. */
+static int in_ram(const struct vm *vm, u64 gfn, u64 count)
+{
+	u64 end = gfn + count;
+
+	if (!count)
+		return -EINVAL;
+	if (gfn > vmx_caps.max_gfn || count > vmx_caps.max_gfn + 1)
+		return -EFAULT;
+	while (gfn < end) {
+		const struct slot *s = slot_at(vm, gfn);
+
+		if (!s)
+			return -EFAULT;
+		gfn = s->gfn + s->pages;
 	}
 	return 0;
 }
@@ -529,13 +637,13 @@ int view_init(struct vm *vm, u32 view)
 	struct view *v = &vm->view[view];
 
 	v->root = new_table();
-	v->stale = bitmap_zalloc(nr_cpu_ids, GFP_KERNEL_ACCOUNT);
-	if (!v->root || !v->stale) {
+	v->flushed = kcalloc(nr_cpu_ids, sizeof(*v->flushed), GFP_KERNEL_ACCOUNT);
+	if (!v->root || !v->flushed) {
 		if (v->root)
 			free_page((unsigned long)v->root);
-		bitmap_free(v->stale);
+		kfree(v->flushed);
 		v->root = NULL;
-		v->stale = NULL;
+		v->flushed = NULL;
 		return -ENOMEM;
 	}
 	stale(v);		/* the root's page may have been another's */
@@ -551,7 +659,7 @@ void view_free(struct vm *vm, u32 view)
 	if (v->root)
 		free_table(v->root, 4);
 	spp_free(v->sppt);
-	bitmap_free(v->stale);
+	kfree(v->flushed);
 	kvfree(v->rights);
 	kvfree(v->remap);
 	memset(v, 0, sizeof(*v));

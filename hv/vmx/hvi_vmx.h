@@ -81,6 +81,7 @@ struct vmx_caps {
 	u32 phys_bits;
 	u64 max_gfn;
 	u64 caps;			/* HVI_CAP_* */
+	u32 rights;			/* of a page, that EPT allows: a bit a combination of HVI_RWX */
 	bool flush_l1d, verw, perf, ins_outs_info;
 };
 extern struct vmx_caps vmx_caps;
@@ -111,6 +112,15 @@ struct slot {
 #define PAGE_SPP	(1u << 6)	/* has a mask of writable parts */
 #define PAGE_VE		(1u << 7)	/* its violations are convertible to #VE */
 
+/* Where rights changed last; the next change is mostly close by. */
+struct near {
+	u64 first, count;		/* GFNs of one table and one slot; count 0: nothing */
+	u8 *rights;			/* theirs */
+	u64 *entry;			/* theirs; NULL: there is no table */
+	bool large;			/* but a large page */
+	u64 gen;			/* of the view, for which this is true */
+};
+
 struct view {
 	bool used;
 	u8 *rights;			/* a byte a RAM page: HVI_RWX, PAGE_* */
@@ -119,7 +129,8 @@ struct view {
 	u32 *remap;			/* spare page that stands for a RAM page; NULL: none */
 	u64 *root;
 	u64 gen;			/* changes with every entry of the tables */
-	unsigned long *stale;		/* CPUs that must INVEPT before they enter */
+	u64 flush, *flushed;		/* a CPU whose flushed[] differs must INVEPT before it enters */
+	struct near near;
 };
 
 /* ---- the VM ------------------------------------------------------------------------ */
@@ -148,6 +159,7 @@ struct vm {
 	u32 spare_count;
 	struct page **spare;
 	struct view view[HVI_MAX_VIEWS];
+	struct hvi_ept_range *batch;	/* a page: what HVI_EPT_SET is working on */
 
 	struct hvi_cpuid_entry cpuid[HVI_MAX_CPUID];
 	u32 ncpuid;
@@ -443,13 +455,23 @@ struct vm *vm_new(void);
 void vm_free(struct vm *vm);
 int vm_create(struct vm *vm, const struct hvi_create *a);
 int vm_intercept(struct vm *vm, const struct hvi_intercept *a);
-int vm_lock(struct vm *vm);					/* from a running guest too */
-void vm_unlock(struct vm *vm);
+int vm_lock_held(struct vm *vm);
 extern atomic_t vm_count;
 
 static inline struct vcpu *vcpu_of(const struct vm *vm, u32 index)
 {
 	return index < vm->ncpus ? vm->cpu[index] : NULL;
+}
+
+/* Also from a running guest. */
+static inline int vm_lock(struct vm *vm)
+{
+	return likely(mutex_trylock(&vm->lock)) ? 0 : vm_lock_held(vm);
+}
+
+static inline void vm_unlock(struct vm *vm)
+{
+	mutex_unlock(&vm->lock);
 }
 
 static inline bool is_canonical(u64 a, bool la57)

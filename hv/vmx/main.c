@@ -108,7 +108,6 @@ union argument {
 	struct hvi_memory memory;
 	struct hvi_cpuid cpuid;
 	struct hvi_intercept intercept;
-	struct hvi_run run;
 	struct hvi_vcpu_op op;
 	struct hvi_ept ept;
 	struct hvi_view view;
@@ -141,7 +140,6 @@ static int locked(struct vm *vm, unsigned int request, union argument *a)
 	switch (request) {
 	case HVI_INTERCEPT: return vm_intercept(vm, &a->intercept);
 	case HVI_FETCH: case HVI_RESET: return vcpu_op(vm, request, &a->op);
-	case HVI_EPT_SET: return ept_set(vm, &a->ept);
 	case HVI_EPT_GET: return ept_get(vm, &a->ept);
 	case HVI_VIEW_CREATE: return view_create(vm, &a->view);
 	case HVI_VIEW_DESTROY: return view_destroy(vm, &a->view);
@@ -164,8 +162,8 @@ static bool known(unsigned int request)
 {
 	switch (request) {
 	case HVI_GET_INFO: case HVI_CREATE: case HVI_ADD_MEMORY: case HVI_GET_CPUID: case HVI_SET_CPUID:
-	case HVI_INTERCEPT: case HVI_RUN: case HVI_PAUSE: case HVI_RESUME: case HVI_KICK: case HVI_FETCH:
-	case HVI_RESET: case HVI_EPT_SET: case HVI_EPT_GET: case HVI_VIEW_CREATE: case HVI_VIEW_DESTROY:
+	case HVI_INTERCEPT: case HVI_PAUSE: case HVI_RESUME: case HVI_KICK: case HVI_FETCH:
+	case HVI_RESET: case HVI_EPT_GET: case HVI_VIEW_CREATE: case HVI_VIEW_DESTROY:
 	case HVI_REMAP: case HVI_ADD_SPARE: case HVI_SPP_SET: case HVI_VE_SET: case HVI_VE_PAGES:
 	case HVI_GET_XSAVE: case HVI_SET_XSAVE: case HVI_LIST_MSRS: case HVI_GET_MSRS: case HVI_SET_MSRS: case HVI_QUERY_MTRR:
 		return true;
@@ -184,24 +182,84 @@ static int without_lock(struct vm *vm, unsigned int request, union argument *a)
 	}
 }
 
-static long hvi_ioctl(struct file *file, unsigned int request, unsigned long arg)
+/*
+ * Arguments are whole QWORDs, a few: moving them so costs a fifth of what
+ * copy_from_user's and copy_to_user's checks of a variable size do.
+ */
+static_assert(sizeof(struct hvi_create) % 8 == 0 && sizeof(struct hvi_view) % 8 == 0 &&
+	      sizeof(struct hvi_spare) % 8 == 0 && sizeof(struct hvi_vcpu_op) % 8 == 0);
+
+static __always_inline int get_argument(void *a, const u64 __user *from, u32 size)
 {
-	struct vm *vm = file->private_data;
-	void __user *user = (void __user *)arg;
+	u64 *to = a;
+	u32 i;
+
+	if (!user_access_begin(from, size))
+		return -EFAULT;
+	for (i = 0; i < size / 8; i++)
+		unsafe_get_user(to[i], &from[i], fault);
+	user_access_end();
+	return 0;
+fault:
+	user_access_end();
+	return -EFAULT;
+}
+
+static __always_inline int put_argument(u64 __user *to, const void *a, u32 size)
+{
+	const u64 *from = a;
+	u32 i;
+
+	if (!user_access_begin(to, size))
+		return -EFAULT;
+	for (i = 0; i < size / 8; i++)
+		unsafe_put_user(from[i], &to[i], fault);
+	user_access_end();
+	return 0;
+fault:
+	user_access_end();
+	return -EFAULT;
+}
+
+static noinline long ioctl_run(struct vm *vm, u64 __user *user)
+{
+	struct hvi_run a;
+	int r;
+
+	if (get_argument(&a, user, sizeof(a)))
+		return -EFAULT;
+	r = run(vm, &a);
+	return r ? r : put_argument(user, &a, sizeof(a));
+}
+
+static noinline long ioctl_ept_set(struct vm *vm, const u64 __user *user)
+{
+	struct hvi_ept a;
+	int r;
+
+	if (get_argument(&a, user, sizeof(a)))
+		return -EFAULT;
+	r = vm_lock(vm);
+	if (r)
+		return r;
+	r = vm->ncpus ? ept_set(vm, &a) : -EINVAL;
+	vm_unlock(vm);
+	return r;
+}
+
+static noinline long ioctl_other(struct vm *vm, unsigned int request, u64 __user *user)
+{
 	union argument a;
 	u32 size = _IOC_SIZE(request);
 	int r;
 
 	if (!known(request))
 		return -ENOTTY;
-	if (copy_from_user(&a, user, size))
+	if (get_argument(&a, user, size))
 		return -EFAULT;
 	switch (request) {
 	case HVI_GET_INFO: case HVI_GET_CPUID: case HVI_PAUSE: case HVI_RESUME: case HVI_KICK:
 		r = without_lock(vm, request, &a);
-		break;
-	case HVI_RUN:
-		r = run(vm, &a.run);
 		break;
 	default:
 		r = vm_lock(vm);
@@ -212,9 +270,22 @@ static long hvi_ioctl(struct file *file, unsigned int request, unsigned long arg
 	}
 	/* -EINVAL of HVI_GET_INFO and -E2BIG tell something in the structure. */
 	if ((_IOC_DIR(request) & _IOC_READ) && (!r || r == -E2BIG || request == HVI_GET_INFO) &&
-	    copy_to_user(user, &a, size))
+	    put_argument(user, &a, size))
 		return -EFAULT;
 	return r;
+}
+
+/* The first two are what an engine does all the time. */
+static long hvi_ioctl(struct file *file, unsigned int request, unsigned long arg)
+{
+	struct vm *vm = file->private_data;
+	u64 __user *user = (u64 __user *)arg;
+
+	if (likely(request == HVI_RUN))
+		return ioctl_run(vm, user);
+	if (request == HVI_EPT_SET)
+		return ioctl_ept_set(vm, user);
+	return ioctl_other(vm, request, user);
 }
 
 static const struct file_operations hvi_fops = {

@@ -183,6 +183,7 @@ int mem_add(struct vm *vm, struct hvi_memory *a)
 	memset(rights + old, HVI_RWX, pages);
 	kvfree(v->rights);
 	v->rights = rights;
+	v->gen++;
 	if (remap) {
 		memcpy(remap, v->remap, old * sizeof(u32));
 		memset(remap + old, 0xff, pages * sizeof(u32));

@@ -19,8 +19,9 @@ struct vm *vm_new(void)
 	vm->io_bitmap = (unsigned long *)__get_free_pages(GFP_KERNEL_ACCOUNT, 1);
 	vm->io_silent = bitmap_zalloc(PORTS, GFP_KERNEL_ACCOUNT);
 	vm->msr_bitmap = (unsigned long *)__get_free_page(GFP_KERNEL_ACCOUNT);
+	vm->batch = (void *)__get_free_page(GFP_KERNEL_ACCOUNT);
 	atomic_inc(&vm_count);
-	if (!vm->io_bitmap || !vm->io_silent || !vm->msr_bitmap || view_init(vm, 0)) {
+	if (!vm->batch || !vm->io_bitmap || !vm->io_silent || !vm->msr_bitmap || view_init(vm, 0)) {
 		vm_free(vm);
 		return NULL;
 	}
@@ -42,18 +43,17 @@ void vm_free(struct vm *vm)
 	free_pages((unsigned long)vm->io_bitmap, 1);
 	bitmap_free(vm->io_silent);
 	free_page((unsigned long)vm->msr_bitmap);
+	free_page((unsigned long)vm->batch);
 	kvfree(vm);
 	atomic_dec(&vm_count);
 }
 
 /* Also while the VM runs: its thread comes out of the guest and makes room. */
-int vm_lock(struct vm *vm)
+int vm_lock_held(struct vm *vm)
 {
 	struct task_struct *runner;
 	int err;
 
-	if (mutex_trylock(&vm->lock))
-		return 0;
 	atomic_inc(&vm->waiters);
 	smp_mb();
 	rcu_read_lock();
@@ -66,11 +66,6 @@ int vm_lock(struct vm *vm)
 	if (atomic_dec_and_test(&vm->waiters))
 		wake_up(&vm->wake);
 	return err;
-}
-
-void vm_unlock(struct vm *vm)
-{
-	mutex_unlock(&vm->lock);
 }
 
 int vm_create(struct vm *vm, const struct hvi_create *a)

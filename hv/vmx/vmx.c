@@ -170,8 +170,12 @@ static int read_caps(void)
 	c->phys_bits = boot_cpu_data.x86_phys_bits;
 	c->max_gfn = (1ull << (min(c->phys_bits, 48u) - 12)) - 1;
 	c->caps = HVI_CAP_EPT_AD | HVI_CAP_MTF | HVI_CAP_UNRESTRICTED | HVI_CAP_TSC_SET | HVI_CAP_COW_MEMORY;
-	if (c->ept_vpid & EPT_EXEC_ONLY)
+	/* No write without read (SDM 28.3.3.1). */
+	c->rights = 1 << 0 | 1 << HVI_R | 1 << (HVI_R | HVI_W) | 1 << (HVI_R | HVI_X) | 1 << HVI_RWX;
+	if (c->ept_vpid & EPT_EXEC_ONLY) {
 		c->caps |= HVI_CAP_EXEC_ONLY;
+		c->rights |= 1 << HVI_X;
+	}
 	if (c->secondary_allowed & SEC_DTR)
 		c->caps |= HVI_CAP_DTR_EXIT;
 	if (c->secondary_allowed & SEC_VE)
