@@ -7,6 +7,7 @@ import {
   DecodeCache,
   type Instruction,
   virtualMemoryOf,
+  type WriteContext,
   writtenValue,
 } from "../x86/index.ts";
 import type { PageAccess } from "./gpa-hooks.ts";
@@ -15,17 +16,49 @@ import type { PageAccess } from "./gpa-hooks.ts";
 export class ExitInstructions {
   readonly #memory: PhysicalMemory;
   readonly #cache: DecodeCache;
-  readonly #xsave: (vcpu: number) => Uint8Array;
+  readonly #vm: Vm;
+  /** That of the last exit, and the control registers that it was made of. */
+  #context: WriteContext | undefined;
+  #cr0 = Number.NaN;
+  #cr4 = Number.NaN;
+  #efer = Number.NaN;
 
   constructor(vm: Vm, memory: PhysicalMemory) {
+    this.#vm = vm;
     this.#memory = memory;
     this.#cache = new DecodeCache(memory);
-    this.#xsave = (vcpu) => vm.getXsave(vcpu);
   }
 
   /** The instruction at RIP; undefined when its page is absent or it is none. */
   instruction(vcpu: Vcpu): Instruction | undefined {
-    return this.#cache.at(virtualMemoryOf(vcpu, this.#memory), vcpu.rip, codeMode(vcpu));
+    return this.#cache.at(this.#contextOf(vcpu).memory, vcpu.rip, codeMode(vcpu));
+  }
+
+  /** Virtual memory remembers no translations: what was made for the last exit serves again. */
+  #contextOf(vcpu: Vcpu): WriteContext {
+    const { cr0, cr3, cr4, efer } = vcpu;
+    const last = this.#context;
+    if (
+      last !== undefined &&
+      last.vcpu === vcpu &&
+      last.memory.root === cr3 &&
+      last.memory.pointerSize === (codeMode(vcpu) === 64 ? 8 : 4) &&
+      this.#cr0 === cr0 &&
+      this.#cr4 === cr4 &&
+      this.#efer === efer
+    ) {
+      return last;
+    }
+    const context: WriteContext = {
+      vcpu,
+      memory: virtualMemoryOf(vcpu, this.#memory),
+      xsave: () => this.#vm.getXsave(vcpu.index),
+    };
+    this.#context = context;
+    this.#cr0 = cr0;
+    this.#cr4 = cr4;
+    this.#efer = efer;
+    return context;
   }
 
   /**
@@ -48,15 +81,13 @@ export class ExitInstructions {
     const { vcpu } = access;
     const insn = this.instruction(vcpu);
     if (insn === undefined) return -1;
-    const memory = virtualMemoryOf(vcpu, this.#memory);
-    const written = writtenValue({ vcpu, memory, xsave: () => this.#xsave(vcpu.index) }, insn);
+    const written = writtenValue(this.#contextOf(vcpu), insn);
     if (!written.ok) return -1;
     // An access that crosses into a second page violates there at a later byte of the value.
     const from = access.gva - written.gva;
     if (from < 0 || from >= written.bytes.length) return -1;
-    const room = Math.min(4096 - (access.gpa % 4096), out.length);
-    const bytes = written.bytes.subarray(from, from + room);
-    out.set(bytes);
-    return bytes.length;
+    const room = Math.min(4096 - (access.gpa % 4096), out.length, written.bytes.length - from);
+    for (let i = 0; i < room; i++) out[i] = written.bytes[from + i];
+    return room;
   }
 }

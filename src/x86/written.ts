@@ -306,7 +306,19 @@ const VECTOR_STORES = [
 ];
 const ENCODING_VEX = 3;
 
+/** Of instructions seen; decoded ones are kept and come again. */
+const known = new WeakMap<Instruction, Rule | null>();
+
 function ruleOf(insn: Instruction): Rule | undefined {
+  let rule = known.get(insn);
+  if (rule === undefined) {
+    rule = findRule(insn) ?? null;
+    known.set(insn, rule);
+  }
+  return rule ?? undefined;
+}
+
+function findRule(insn: Instruction): Rule | undefined {
   let name = insn.name;
   // MOVSD is a string instruction and a vector store under one name.
   if (/^movs[bwdq]$/.test(name) && insn.category === "stringop") return store;
