@@ -217,6 +217,17 @@ async function conformance(w: Workshop): Promise<LabFile[]> {
   ];
 }
 
+/** bench/vmx/engine-cost.ts as one script, for the single executable like the conformance suite. */
+async function engineCost(w: Workshop): Promise<LabFile[]> {
+  const script = join(w.dir, "engine-cost.js");
+  const argv = [process.execPath, "build", "--target=bun", "--minify-syntax"];
+  await must([...argv, `--outfile=${script}`, join(ROOT, "bench/vmx/engine-cost.ts")]);
+  return [
+    { path: "lab/engine-cost/main.js", from: script },
+    { path: "lab/engine-cost/zydis.wasm", from: join(ROOT, "build/zydis.wasm") },
+  ];
+}
+
 /** A stock kernel to boot as a guest, with the fixtures' first file system. */
 async function stockGuest(): Promise<LabFile[]> {
   const g = await guest("6.1");
@@ -246,6 +257,7 @@ const INGREDIENTS = {
   "soft-attacks": softAttacks,
   "exit-cost": async (w: Workshop) => [await program(w, "bench/vmx/exit-cost.c")],
   migrate: async (w: Workshop) => [await program(w, "test/vmx/migrate.c")],
+  "engine-cost": engineCost,
   fuzz: async (w: Workshop) => [
     await program(w, "test/vmx/fuzz.c"),
     await program(w, "test/vmx/victim.c"),

@@ -179,8 +179,8 @@ unload`,
   },
   {
     name: "exit-cost",
-    needs: ["module", "kvm", "exit-cost"],
-    limit: 200,
+    needs: ["module", "kvm", "exit-cost", "engine-cost", "hvi"],
+    limit: 400,
     script: `
 for m in irqbypass kvm kvm-intel; do insmod /lab/kvm/$m.ko || fail "$m.ko does not load"; done
 exit-cost kvm > /lab/out/costs
@@ -189,6 +189,8 @@ for m in kvm-intel kvm irqbypass; do rmmod $m || fail "$m does not unload"; done
 load
 exit-cost hvi >> /lab/out/costs
 [ $? -le 1 ] || fail "exit-cost hvi"
+BUN_BE_BUN=1 hvi /lab/engine-cost/main.js --zydis /lab/engine-cost/zydis.wasm >> /lab/out/costs ||
+	fail "engine-cost"
 unload`,
     judge: (r) => overBudget(parseCosts(r.files.get("costs") ?? "")),
   },
