@@ -206,8 +206,8 @@ static inline __u32 hvi_bad_state(const struct hvi_vcpu *p, const struct hvi_lim
 	__u32 bad = hvi_bad_registers(p, l);
 
 	if (!bad)
-		bad = hvi_bad_segments(p);
-	return bad ? bad : hvi_bad_rip(p);
+		bad = hvi_bad_rip(p);
+	return bad ? bad : hvi_bad_segments(p);
 }
 
 #endif

@@ -261,6 +261,8 @@ const INGREDIENTS = {
   fuzz: async (w: Workshop) => [
     await program(w, "test/vmx/fuzz.c"),
     await program(w, "test/vmx/victim.c"),
+    await program(w, "test/vmx/entry.c"),
+    await program(w, "test/vmx/abuse.c"),
     ...["counters.sh", "kills.sh"].map((name) => ({
       path: `lab/bin/${name}`,
       from: join(ROOT, "test/vmx", name),

@@ -195,27 +195,46 @@ unload`,
     judge: (r) => overBudget(parseCosts(r.files.get("costs") ?? "")),
   },
   {
+    name: "robust.entry",
+    needs: ["module", "fuzz"],
+    limit: 120,
+    script: `
+load
+counters.sh run entry || fail "entry: exit code $?"
+unload`,
+  },
+  {
+    name: "robust.abuse",
+    needs: ["module", "fuzz"],
+    limit: 300,
+    script: `
+load
+counters.sh run abuse || fail "abuse: exit code $?"
+counters.sh now || fail "counters"
+unload`,
+  },
+  {
     name: "robust.ioctls",
     needs: ["module", "fuzz"],
-    limit: 600,
+    limit: 400,
     script: `
 load
 # The first round makes what stays: caches, folders, per-CPU lists.
-fuzz --seed 2 --calls 5000 || fail "fuzz: exit code $?"
+fuzz --seed 2 --calls 3000 > /dev/null || fail "fuzz: exit code $?"
 counters.sh save /tmp/counters
-fuzz --seed 1 --calls 100000 || fail "fuzz: exit code $?"
+counters.sh run fuzz --seed 1 --calls 100000 || fail "fuzz: exit code $?"
 counters.sh compare /tmp/counters || fail "counters differ"
 unload`,
   },
   {
     name: "robust.kill",
     needs: ["module", "fuzz"],
-    limit: 400,
+    limit: 300,
     script: `
 load
-kills.sh 5 victim || fail "kills.sh: exit code $?"
+kills.sh 2 victim || fail "kills.sh: exit code $?"
 counters.sh save /tmp/counters
-kills.sh 50 victim || fail "kills.sh: exit code $?"
+counters.sh run kills.sh 50 victim || fail "kills.sh: exit code $?"
 counters.sh compare /tmp/counters || fail "counters differ"
 unload
 load

@@ -75,6 +75,16 @@ describe.skipIf(assetPath("libhvi-soft.so") === undefined)("software vCPU", () =
     vm.close();
   });
 
+  test("a state that cannot be entered is told by the field's name", () => {
+    const vm = realMode([0xf4]);
+    const v = vm.vcpus[0];
+    v.cr0 = 0x80000010;
+    vm.run();
+    expect(v.exitName).toBe("ENTRY_FAILED");
+    expect(v.entryFailure).toBe("invalid guest state, field GUEST_CR0");
+    vm.close();
+  });
+
   test("a deadline, spare pages, lists", () => {
     const vm = realMode([0xeb, 0xfe]);
     expect(vm.run(vm.vcpus[0].tsc + 1000).exitReason).toBe(abi.HVI_EXIT_DEADLINE);

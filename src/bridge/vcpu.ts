@@ -13,6 +13,15 @@ const W_SEG = abi.VCPU_SEG >>> 2;
 const SEGMENT_WORDS = abi.SIZEOF_SEGMENT >>> 2;
 const W_ACTION = abi.REPLY_ACTION >>> 2;
 
+/** What HVI_EXIT_ENTRY_FAILED's number says. */
+const ENTRY_ERRORS: Readonly<Record<number, string>> = {
+  [abi.HVI_ENTRY_BAD_CONTROL]: "invalid controls",
+  [abi.HVI_ENTRY_BAD_HOST]: "invalid host state",
+  [abi.HVI_ENTRY_BAD_GUEST]: "invalid guest state",
+  [abi.HVI_ENTRY_BAD_MSR]: "an MSR could not be loaded",
+  [abi.HVI_ENTRY_MACHINE_CHECK]: "machine check",
+};
+
 /** Fetches groups of registers that the last exit left out (HVI_FETCH). */
 export type FetchState = (vcpu: number, groups: number) => void;
 
@@ -401,6 +410,13 @@ export class Vcpu {
   /** Name of the exit reason, e.g. "EPT"; for messages. */
   get exitName(): string {
     return abi.hviExitReasonNames[this.exitReason] ?? `reason ${this.exitReason}`;
+  }
+  /** Of HVI_EXIT_ENTRY_FAILED: what was invalid, with the field's name; for messages. */
+  get entryFailure(): string {
+    const number = this.exitNumber;
+    const field = this.exitValueLo;
+    const kind = ENTRY_ERRORS[number] ?? `error ${number}`;
+    return `${kind}, field ${abi.hviFieldNames[field] ?? `0x${field.toString(16)}`}`;
   }
   get exitInsnLen(): number {
     return this.u32[abi.EXIT_INSN_LEN >>> 2];

@@ -511,10 +511,7 @@ export class Machine {
         );
         return;
       case HVI_EXIT_ENTRY_FAILED:
-        this.#die(
-          vcpu,
-          `VM entry failed: error ${vcpu.exitNumber}, field 0x${vcpu.exitValueLo.toString(16)}`,
-        );
+        this.#die(vcpu, `VM entry failed: ${vcpu.entryFailure}`);
         return;
       default:
         vcpu.resume();

@@ -195,6 +195,7 @@ struct vm {
 	u8 *ram;
 	struct hvi_vcpu *page[HVI_MAX_VCPUS];
 	u32 life;
+	bool shared;		/* with a child */
 };
 
 static __thread u8 *arg_room, *data;
@@ -596,6 +597,131 @@ static void long_mode(struct hvi_vcpu *v)
 	v->gpr[HVI_RSP] = 0x10000;
 }
 
+static u64 canonical(void)
+{
+	return (u64)((__s64)(edge() << 16) >> 16);
+}
+
+/* A limit and the G that fits it. */
+static void some_limit(struct hvi_segment *s)
+{
+	s->limit = (u32)edge();
+	s->access &= ~(1u << 15);
+	if (s->limit >> 20) {
+		s->limit |= 0xfff;
+		s->access |= 1u << 15;
+	}
+}
+
+static struct hvi_segment some_data(u32 types, u32 dpl)
+{
+	struct hvi_segment s = { .base = (u32)edge(), .selector = (__u16)edge() };
+	u32 type;
+
+	do {
+		type = below(16);
+	} while (!(types >> type & 1));
+	s.access = 0x90 | type | dpl << 5 | ((u32)rnd() & 0x5000);	/* S, P; AVL and D/B as they come */
+	some_limit(&s);
+	if (one_in(6))
+		s.access |= HVI_SEG_UNUSABLE;
+	return s;
+}
+
+enum { REAL, PROTECTED, PAE, V86, COMPAT, LONG64, MODES };
+static u64 plausible_tried[MODES], plausible_failed;
+
+/* A state as odd as the rules of VM entry allow: it must enter. */
+static void plausible(struct hvi_vcpu *v)
+{
+	u32 mode = below(MODES), dpl = mode == REAL ? 0 : below(4), type = (u32[]){ 3, 9, 11, 13, 15 }[below(5)];
+	bool lma = mode >= COMPAT;
+
+	count(&plausible_tried[mode]);
+	if (type == 3 && mode != REAL)
+		dpl = 0;
+	v->cr0 = (rnd() & 0x6005002e) | 0x10;
+	if (!(v->cr0 >> 30 & 1))
+		v->cr0 &= ~(1ull << 29);
+	v->cr4 = rnd() & 0x61c;
+	v->cr3 = 0x9000;	/* nothing there: the first access is a page fault */
+	v->efer = rnd() & 0x801;
+	if (mode != REAL)
+		v->cr0 |= 1;
+	if (mode == PAE || lma) {
+		v->cr0 |= 1u << 31;
+		v->cr4 |= 0x20;
+	}
+	if (lma) {
+		v->cr3 = one_in(2) ? TABLES : 0x9000;
+		v->efer |= 0x500;
+	}
+	v->cr2 = edge();
+	v->cr8 = below(16);
+	v->xcr0 = one_in(2) ? 1 : 3;
+	for (u32 i = 0; i < HVI_SEGS; i++) {
+		v->seg[i] = some_data(i == HVI_SS ? 0x0088 : 0x88aa, dpl);	/* SS: 3, 7; others: accessed, code readable */
+		if (i >= HVI_FS)
+			v->seg[i].base = canonical();
+	}
+	v->seg[HVI_CS] = some_data(1u << type, type >= 13 && dpl ? below(dpl + 1) : dpl);
+	v->seg[HVI_CS].access &= ~HVI_SEG_UNUSABLE;
+	if (one_in(2)) {	/* where there is code */
+		v->seg[HVI_CS].base = 0;
+		v->seg[HVI_CS].limit = 0xffffffff;
+		v->seg[HVI_CS].access |= 1u << 15;
+	}
+	if (mode == LONG64)
+		v->seg[HVI_CS].access = (v->seg[HVI_CS].access & ~0x4000u) | 0x2000;
+	v->tr = (struct hvi_segment){ canonical(), 0, 0x80 | (lma || one_in(2) ? 11 : 3), (__u16)edge() & 0xfffb, { 0 } };
+	some_limit(&v->tr);
+	v->ldtr = (struct hvi_segment){ canonical(), 0, 0x82, (__u16)edge() & 0xfffb, { 0 } };
+	some_limit(&v->ldtr);
+	if (one_in(2))
+		v->ldtr.access |= HVI_SEG_UNUSABLE;
+	v->gdtr = (struct hvi_table){ canonical(), (u32)edge(), 0 };
+	v->idtr = (struct hvi_table){ canonical(), (u32)edge(), 0 };
+	v->rip = one_in(3) ? (mode == LONG64 ? canonical() : (u32)edge()) : CODE + below(CODE_SIZE);
+	v->rflags = rnd();
+	if (mode == V86)
+		v->rflags |= 1 << 17;
+	else
+		v->rflags &= ~(1ull << 17);
+	for (u32 i = 0; mode == V86 && i < HVI_SEGS; i++) {
+		v->seg[i] = (struct hvi_segment){ .limit = 0xffff, .access = 0xf3, .selector = (__u16)edge() };
+		v->seg[i].base = (u64)v->seg[i].selector << 4;
+	}
+	for (u32 i = 0; i < 64; i += 8)
+		v->pat = (v->pat & ~(0xffull << i)) | (u64)(u8[]){ 0, 1, 4, 5, 6, 7 }[below(6)] << i;
+	v->star = edge();
+	v->lstar = canonical();
+	v->cstar = canonical();
+	v->fmask = edge();
+	v->kernel_gs_base = canonical();
+	v->sysenter_cs = edge();
+	v->sysenter_esp = canonical();
+	v->sysenter_eip = canonical();
+	v->apic_base = edge();
+	v->tsc = one_in(4) ? edge() : v->tsc;
+	v->tsc_aux = edge();
+	v->debugctl = rnd() & 0x1ffc3;
+	v->xss = edge();
+	v->spec_ctrl = edge();
+	for (u32 i = 0; i < 8; i++)
+		v->dr[i] = edge();
+	v->interruptibility = (u32)rnd();
+	v->pending_debug = (u32)rnd();
+	v->mp_state = HVI_MP_RUNNING;
+	v->event.flags = 0;
+	if (one_in(2))
+		v->event = (struct hvi_event){
+			.flags = HVI_EVENT_VALID | ((u32)rnd() & 0xe), .type = (u32[]){ 0, 2, 3, 4, 5, 6 }[below(6)],
+			.error_code = (u32)edge(), .cr2 = edge(), .insn_len = 1 + below(15) };
+	v->event.vector = v->event.type == HVI_EVENT_NMI ? 2 : below(32);
+	v->view = 0;
+	v->dirty = HVI_STATE_ALL;
+}
+
 static void shake(struct hvi_vcpu *v)
 {
 	u32 *word = (u32 *)v;
@@ -683,14 +809,31 @@ static void repair(struct hvi_vcpu *v)
 
 /* ---- calls ------------------------------------------------------------------------------ */
 
-static void count_exit(const struct vm *m, const struct hvi_run *r)
+static u64 failed_fields[0x10000], refused_guests, failed_controls;
+
+/* `pure`: a plausible state, and nobody else has written to the page since. */
+static void count_exit(const struct vm *m, const struct hvi_run *r, bool alone, bool pure)
 {
 	const struct hvi_vcpu *v = r->vcpu < m->vcpus ? m->page[r->vcpu] : NULL;
 
 	if (r->reason < HVI_EXIT_REASONS)
 		count(&reasons[r->reason]);
-	if (v && r->reason == HVI_EXIT_ENTRY_FAILED && !v->exit.value)
+	if (!v || r->reason != HVI_EXIT_ENTRY_FAILED || !alone)
+		return;		/* or another thread may have spoilt the record */
+	count(&failed_fields[v->exit.value & 0xffff]);
+	if (v->exit.number == HVI_ENTRY_BAD_GUEST)
+		count(&refused_guests);
+	else
+		count(&failed_controls);
+	if (v->exit.value == HVI_FIELD_NOT_KNOWN || v->exit.value > 0xffff)
 		count(&unnamed);
+	/* The guest may write its PDPTEs, and a damaged CPUID table takes CR4's and XCR0's bits away. */
+	if (pure && v->exit.value != HVI_FIELD_GUEST_PDPTE0 && v->exit.value != HVI_FIELD_GUEST_CR4 &&
+	    v->exit.value != HVI_FIELD_GUEST_XCR0) {
+		count(&plausible_failed);
+		printf("fuzz: a plausible state failed: number %u, field %llx\n", v->exit.number,
+		       (unsigned long long)v->exit.value);
+	}
 }
 
 /* One ioctl; its answer. `alone`: the main thread, and no other uses this VM. */
@@ -701,6 +844,7 @@ static long call(struct vm *m, bool alone)
 	struct hvi_run *ran = NULL;
 	u32 size = _IOC_SIZE(number);
 	void *to = arg_room + (one_in(2) ? 0 : ARG - size);
+	bool pure = false;
 	long r;
 
 	if (i == OTHER) {	/* a wrong size, direction or number, another driver's */
@@ -719,8 +863,12 @@ static long call(struct vm *m, bool alone)
 		struct hvi_run *run = to;
 		struct hvi_vcpu *v = m->page[below(m->vcpus ? m->vcpus : 1)];
 
-		if (v && one_in(3))
+		if (v && one_in(3)) {
+			plausible(v);
+			pure = alone && m->vcpus == 1 && !m->shared;
+		} else if (v && one_in(2)) {
 			shake(v);
+		}
 		for (u32 k = 0; k < m->vcpus; k++)
 			if (m->page[k] && one_in(2))
 				some_reply(m->page[k]);
@@ -759,7 +907,7 @@ static long call(struct vm *m, bool alone)
 	if (r)
 		return r;
 	if (ran)
-		count_exit(m, ran);
+		count_exit(m, ran, alone && !m->shared, pure);
 	if (i == CREATE && !m->vcpus && alone) {	/* what was none is a machine now */
 		m->vcpus = ((struct hvi_create *)to)->vcpus;
 		if (m->vcpus > HVI_MAX_VCPUS)
@@ -973,8 +1121,10 @@ static void shared_fork(struct vm *m)
 	}
 	if (on_soft || one_in(2))
 		waitpid(pid, NULL, 0);
+	m->shared = true;
 	while (!on_soft && n--)
 		call(m, true);
+	m->shared = false;
 	/* Without a timer of its own it may run a guest for ever. */
 	kill(pid, SIGKILL);
 	waitpid(pid, NULL, 0);
@@ -1095,6 +1245,15 @@ static bool expected(u32 i, u64 caps)
 	}
 }
 
+static u64 sum(const u64 *of, u32 n)
+{
+	u64 all = 0;
+
+	while (n--)
+		all += of[n];
+	return all;
+}
+
 static bool report(u64 caps)
 {
 	bool good = true;
@@ -1121,6 +1280,21 @@ static bool report(u64 caps)
 		if (reasons[i])
 			printf(" %u:%llu", i, (unsigned long long)reasons[i]);
 	printf("\n");
+	printf("entries: %llu plausible states in six modes (%llu %llu %llu %llu %llu %llu), of which %llu failed; "
+	       "of all states %llu were invalid, controls %llu; by field:", (unsigned long long)sum(plausible_tried, MODES),
+	       (unsigned long long)plausible_tried[0], (unsigned long long)plausible_tried[1],
+	       (unsigned long long)plausible_tried[2], (unsigned long long)plausible_tried[3],
+	       (unsigned long long)plausible_tried[4], (unsigned long long)plausible_tried[5],
+	       (unsigned long long)plausible_failed, (unsigned long long)refused_guests,
+	       (unsigned long long)failed_controls);
+	for (u32 i = 0; i < 0x10000; i++)
+		if (failed_fields[i])
+			printf(" %x:%llu", i, (unsigned long long)failed_fields[i]);
+	printf("\n");
+	if (plausible_failed || failed_controls) {
+		printf("fuzz: FAIL: states that should enter did not\n");
+		good = false;
+	}
 	if (tally[OTHER][0]) {
 		printf("fuzz: FAIL: %llu requests that do not exist succeeded\n",
 		       (unsigned long long)tally[OTHER][0]);
