@@ -29,7 +29,7 @@
 #include <time.h>
 #include "backend.h"
 
-#define RAM	0x200000ull
+#define RAM	0x100000ull	/* less than a large page: a VM takes what it touches */
 #define CODE	0x4000u
 #define COUNTER	0x8000u
 
@@ -42,7 +42,7 @@ struct vm {
 
 /* Real mode. */
 static const unsigned char spin[] = { 0xfe, 0x06, 0x00, 0x80, 0xeb, 0xfa };	/* 1: incb COUNTER; jmp 1b */
-static const unsigned char halt[] = { 0xfe, 0x06, 0x00, 0x80, 0xf4, 0xeb, 0xf9 };	/* 1: incb COUNTER; hlt; jmp 1b */
+static const unsigned char stop[] = { 0xfe, 0x06, 0x00, 0x80, 0xe6, 0x10, 0xeb, 0xf8 };	/* 1: incb COUNTER; out %al, $0x10; jmp 1b */
 
 static const char *wrong;	/* of the case that runs */
 
@@ -52,13 +52,11 @@ static struct vm make(unsigned vcpus, const unsigned char *code, unsigned size)
 {
 	struct hvi_create create = { .vcpus = vcpus };
 	struct hvi_memory memory = { .size = RAM, .fd = -1 };
-	struct hvi_intercept hlt = { .kind = HVI_INTERCEPT_HLT, .mask = 1 };
 	struct vm m = { .fd = hvi_open(), .vcpus = vcpus };
 
 	WANT(m.fd >= 0);
 	WANT(hvi_call(m.fd, HVI_CREATE, &create) == 0);
 	WANT(hvi_call(m.fd, HVI_ADD_MEMORY, &memory) == 0);
-	WANT(hvi_call(m.fd, HVI_INTERCEPT, &hlt) == 0);
 	for (unsigned i = 0; i < vcpus; i++) {
 		m.page[i] = hvi_map(m.fd, HVI_MMAP_VCPU + i * HVI_VCPU_SIZE, HVI_VCPU_SIZE);
 		WANT(m.page[i]);
@@ -93,15 +91,15 @@ static long run(long fd)
 	return n < 0 ? n : (long)r.reason;
 }
 
-/* A guest that halts did so: the VM is sound. */
-static void halts(struct vm *m)
+/* A guest that stops at a port did so: the VM is sound. */
+static void stops(struct vm *m)
 {
 	long r;
 
 	do {
 		r = run(m->fd);
 	} while (r == -EINTR || r == HVI_EXIT_PAUSED);
-	WANT(r == HVI_EXIT_HLT);
+	WANT(r == HVI_EXIT_IO);
 }
 
 static void kick(long fd)
@@ -154,7 +152,7 @@ static long map_errno(long fd, int prot, int flags, __u64 offset, __u64 size)
 
 static void mappings(void)
 {
-	struct vm m = MAKE(2, halt);
+	struct vm m = MAKE(2, stop);
 	struct hvi_spare spare = { .count = 4 };
 	int rw = PROT_READ | PROT_WRITE;
 	unsigned char *p;
@@ -174,14 +172,14 @@ static void mappings(void)
 	/* Not longer, not twice; moved and cut it stays what it is. */
 	WANT(mremap(m.ram, RAM, RAM + 4096, MREMAP_MAYMOVE) == MAP_FAILED);
 	WANT(mremap(m.page[0], 4096, 8192, MREMAP_MAYMOVE) == MAP_FAILED);
-	WANT(mprotect(m.ram + COUNTER, 4096, PROT_READ | PROT_WRITE | PROT_EXEC) == 0);
+	WANT(mprotect(m.ram, RAM, PROT_READ | PROT_WRITE | PROT_EXEC) == 0);
 	m.ram[COUNTER] = 0xc3;		/* ret */
 	((void (*)(void))(m.ram + COUNTER))();
 	p = mremap(m.ram, RAM, RAM, MREMAP_MAYMOVE | MREMAP_FIXED, mmap(NULL, RAM, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
 	WANT(p != MAP_FAILED && p[COUNTER] == 0xc3);
 	m.ram = p;
-	munmap(p + 0x100000, 4096);
-	halts(&m);
+	munmap(p + 0x80000, 4096);
+	stops(&m);
 	WANT(m.ram[COUNTER] == 0xc4);
 	madvise(m.ram, RAM, MADV_DONTNEED);
 	WANT(m.ram[COUNTER] == 0xc4);
@@ -369,11 +367,11 @@ static void passed_on(void)
 			if (killed)
 				for (;;)
 					run(other.fd);
-			halts(&other);
+			stops(&other);
 			_exit(wrong != NULL);
 		}
 		{
-			struct vm m = killed ? MAKE(1, spin) : MAKE(1, halt);
+			struct vm m = killed ? MAKE(1, spin) : MAKE(1, stop);
 			char buffer[CMSG_SPACE(sizeof(int))] = { 0 };
 			struct iovec iov = { &c, 1 };
 			struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = buffer,
@@ -488,7 +486,7 @@ static void *flip(void *arg)
 
 static void flipped(void)
 {
-	struct vm m = MAKE(1, halt);
+	struct vm m = MAKE(1, stop);
 	pthread_t thread;
 	unsigned ran = 0;
 
@@ -546,8 +544,7 @@ static volatile long watched;
 
 static void traced(void)
 {
-	static const unsigned char code[] = { 0xf4, 0xeb, 0xfd };
-	struct vm m = MAKE(1, code);
+	struct vm m = MAKE(1, stop);
 	int status = 0, hits = 0;
 	pid_t pid;
 
@@ -559,7 +556,7 @@ static void traced(void)
 		ptrace(PTRACE_TRACEME, 0, 0, 0);
 		raise(SIGSTOP);
 		for (int i = 0; i < 20; i++) {
-			halts(&m);
+			stops(&m);
 			watched = i;
 		}
 		_exit(wrong != NULL);
@@ -601,7 +598,7 @@ static void traced(void)
 /* A VM exit empties LDTR, DS and ES: a caller that uses them has them again. */
 static void segments(void)
 {
-	struct vm m = MAKE(1, halt);
+	struct vm m = MAKE(1, stop);
 	unsigned *low = mmap((void *)0x10000000, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
 	struct user_desc d = { .entry_number = 1, .base_addr = 0x10000000, .limit = 4095, .seg_32bit = 1, .useable = 1 };
 	unsigned short es = 1 << 3 | 4 | 3, ds = 0x2b, now_es, now_ds, gs, tr;
@@ -610,7 +607,7 @@ static void segments(void)
 	*low = 0x5eed;
 	WANT(syscall(SYS_modify_ldt, 1, &d, sizeof(d)) == 0);
 	asm volatile("mov %0, %%es; mov %1, %%ds" : : "r" (es), "r" (ds));
-	halts(&m);
+	stops(&m);
 	asm volatile("mov %%es, %0; mov %%ds, %1; lsl %2, %%edx; cmovnz %4, %%edx; mov %%edx, %3"
 		     : "=&r" (now_es), "=&r" (now_ds) : "r" ((unsigned)es), "m" (value), "r" (0) : "edx", "cc", "memory");
 	WANT(now_es == es && now_ds == ds);
@@ -620,10 +617,10 @@ static void segments(void)
 	asm volatile("mov %%gs, %0; mov %1, %%gs" : "=&r" (gs) : "r" (ds));
 	WANT(run(m.fd) == -EOPNOTSUPP);
 	asm volatile("mov %0, %%gs" : : "r" (gs));
-	halts(&m);
+	stops(&m);
 	/* TR's limit, which a VM exit cuts, carries the I/O permissions. */
 	WANT(ioperm(0x3ff, 1, 1) == 0);
-	halts(&m);
+	stops(&m);
 	asm volatile("in %%dx, %%al" : "=a" (tr) : "d" (0x3ff));
 	WANT(ioperm(0x3ff, 1, 0) == 0);
 	d = (struct user_desc){ .entry_number = 1, .read_exec_only = 1, .seg_not_present = 1 };
@@ -635,7 +632,7 @@ static void segments(void)
 /* A system call of 32-bit programs: there is none of them on this device. */
 static void compat(void)
 {
-	struct vm m = MAKE(1, halt);
+	struct vm m = MAKE(1, stop);
 	void *low = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
 	static const unsigned long requests[] = { HVI_GET_INFO, HVI_RUN, HVI_EPT_SET, HVI_CREATE };
 
@@ -646,7 +643,7 @@ static void compat(void)
 			     : "memory", "r8", "r9", "r10", "r11");
 		WANT(r == -ENOTTY || r == -ENOSYS);
 	}
-	halts(&m);
+	stops(&m);
 	munmap(low, 4096);
 	unmake(&m);
 }
@@ -662,7 +659,7 @@ static void ports(void)
 		0x66, 0x31, 0xc0,	/* xor %eax, %eax */
 		0xe5, 0x80,		/* in $0x80, %ax */
 		0x66, 0xa3, 0x04, 0x80,	/* mov %eax, COUNTER + 4 */
-		0xf4,			/* hlt */
+		0xf4, 0xeb, 0xfd,	/* 1: hlt; jmp 1b */
 	};
 	struct hvi_intercept off = { .kind = HVI_INTERCEPT_IO, .index = 0xffff0000 };
 	struct vm m = MAKE(1, code);
@@ -670,7 +667,7 @@ static void ports(void)
 	WANT(iopl(3) == 0);
 	outb(0x55, 0x3ff);
 	WANT(hvi_call(m.fd, HVI_INTERCEPT, &off) == 0);
-	halts(&m);
+	WANT(run(m.fd) == HVI_EXIT_IDLE);	/* halted, and nothing to wait for */
 	WANT(inb(0x3ff) == 0x55);
 	WANT(m.ram[COUNTER] == 0xff && *(unsigned *)(m.ram + COUNTER + 4) == 0xffff);
 	iopl(0);
@@ -681,14 +678,14 @@ static void ports(void)
 
 static void many_vcpus(void)
 {
-	struct vm m = MAKE(HVI_MAX_VCPUS, halt);
+	struct vm m = MAKE(HVI_MAX_VCPUS, stop);
 	struct hvi_view view = { 0 };
 	__u32 seen = 0;
 
 	for (int i = 0; i < 400 && seen != 0xffffffff; i++) {
 		struct hvi_run r = { 0 };
 
-		WANT(hvi_call(m.fd, HVI_RUN, &r) == 0 && r.reason == HVI_EXIT_HLT && r.vcpu < HVI_MAX_VCPUS);
+		WANT(hvi_call(m.fd, HVI_RUN, &r) == 0 && r.reason == HVI_EXIT_IO && r.vcpu < HVI_MAX_VCPUS);
 		seen |= 1u << r.vcpu % 32;
 	}
 	WANT(seen == 0xffffffff);
@@ -697,7 +694,7 @@ static void many_vcpus(void)
 	WANT(hvi_call(m.fd, HVI_VIEW_CREATE, &view) == -ENOSPC);
 	for (__u32 i = 0; i < HVI_MAX_VCPUS; i++)
 		m.page[i]->view = i * 2 + 1;
-	halts(&m);
+	stops(&m);
 	unmake(&m);
 }
 
@@ -709,11 +706,11 @@ static void many_vms(void)
 
 	WANT(setrlimit(RLIMIT_NOFILE, &most) == 0);
 	for (int i = 0; i < MANY && !wrong; i++) {
-		m[i] = MAKE(1, halt);
-		halts(&m[i]);
+		m[i] = MAKE(1, stop);
+		stops(&m[i]);
 	}
 	for (int i = 0; i < MANY && !wrong; i += 7)
-		halts(&m[i]);
+		stops(&m[i]);
 	for (int i = 0; i < MANY && m[i].vcpus; i++)
 		unmake(&m[i]);
 }
