@@ -89,7 +89,13 @@ void event_vectoring(struct vcpu *v)
 	f->valid = false;
 }
 
-/* Into the VMCS for the next entry. */
+/* SDM 26.2.1.3: these have an error code, and the VM-entry field must say so. */
+static bool has_error_code(u32 type, u32 vector)
+{
+	return type == HVI_EVENT_EXCEPTION && vector < 32 && (0x27d00u >> vector & 1);
+}
+
+/* Into the VMCS for the next entry. The guest may be in another mode than when the event was raised. */
 void event_put(struct vcpu *v)
 {
 	struct event *e = &v->evt;
@@ -103,7 +109,7 @@ void event_put(struct vcpu *v)
 		v->dr[6] = (v->dr[6] & ~0xfull) | e->dr6;
 		vmcs_write(F_GUEST_DR7, vmcs_read(F_GUEST_DR7) & ~(1ull << 13));
 	}
-	if (e->has_err && !real) {
+	if (has_error_code(e->type, e->vector) && !real) {
 		info |= INTR_ERROR;
 		vmcs_write(F_ENTRY_ERROR_CODE, e->err & 0x7fff);
 	}
@@ -124,14 +130,6 @@ bool can_take_irq(struct vcpu *v)
 	       !(vmcs_read32(F_INTERRUPTIBILITY) & (HVI_BLOCK_STI | HVI_BLOCK_MOV_SS)) &&
 	       !v->evt.valid && !pending_debug() &&
 	       (v->mp_state == HVI_MP_RUNNING || v->mp_state == HVI_MP_HALTED);
-}
-
-/* SDM 26.2.1.3: which exceptions have an error code in the VM-entry field. */
-static bool error_code_fits(const struct hvi_event *e)
-{
-	bool has = e->vector < 32 && (0x27d00u >> e->vector & 1);
-
-	return e->type == HVI_EVENT_EXCEPTION && has;
 }
 
 static bool can_take(struct vcpu *v, const struct hvi_event *e)
@@ -163,10 +161,26 @@ static void take_engine_event(struct vcpu *v)
 	v->evt = (struct event){
 		.valid = true, .injected = true, .notify = e.flags & HVI_EVENT_NOTIFY,
 		.type = e.type, .vector = e.vector,
-		.has_err = error_code_fits(&e), .err = e.flags & HVI_EVENT_ERROR_CODE ? e.error_code : 0,
+		.has_err = has_error_code(e.type, e.vector), .err = e.flags & HVI_EVENT_ERROR_CODE ? e.error_code : 0,
 		.set_cr2 = e.flags & HVI_EVENT_CR2, .cr2 = e.cr2,
 		.len = e.type >= HVI_EVENT_SOFT_INT ? e.insn_len : 0,
 	};
+}
+
+/*
+ * An event on its way that the guest can no longer take, since the engine has
+ * changed the guest: it is lost. The entry would fail (SDM 26.3.1.4, 26.3.1.5).
+ */
+static void drop_misfit(struct vcpu *v)
+{
+	if (v->evt.type == HVI_EVENT_EXTERNAL ? vmcs_read(F_GUEST_RFLAGS) & FLAG_IF :
+	    v->evt.type != HVI_EVENT_NMI || !(vmcs_read32(F_INTERRUPTIBILITY) & HVI_BLOCK_NMI))
+		return;
+	v->evt.valid = false;
+	if (v->evt.injected) {
+		v->page->event.status = HVI_EVENT_LOST;
+		v->notify_injected |= v->evt.notify;
+	}
 }
 
 /* What comes before the next instruction: a notice, the engine's event, an open window. */
@@ -177,6 +191,8 @@ int event_pending(struct vcpu *v)
 		v->mp_state = HVI_MP_SHUTDOWN;
 		return exit_engine(v, HVI_EXIT_SHUTDOWN);
 	}
+	if (unlikely(v->evt.valid))
+		drop_misfit(v);
 	if (!v->evt.valid && !v->notify_injected && !v->notify_step &&
 	    (READ_ONCE(v->page->event.flags) & HVI_EVENT_VALID))
 		take_engine_event(v);
