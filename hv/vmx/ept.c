@@ -29,7 +29,7 @@ void ept_clear(u64 *t)
 
 static u64 *new_table(void)
 {
-	struct page *p = alloc_page(GFP_KERNEL_ACCOUNT);
+	struct page *p = alloc_page(GFP_MODEST);
 
 	if (!p)
 		return NULL;
@@ -679,9 +679,9 @@ int view_create(struct vm *vm, struct hvi_view *a)
 		return -ENOSPC;
 	from = &vm->view[a->from];
 	v = &vm->view[i];
-	v->rights = kvmalloc(max(vm->ram_pages, 1u), GFP_KERNEL_ACCOUNT | __GFP_RETRY_MAYFAIL);
+	v->rights = kvmalloc(max(vm->ram_pages, 1u), GFP_MODEST);
 	if (from->remap)
-		v->remap = kvmalloc_array(vm->ram_pages, sizeof(u32), GFP_KERNEL_ACCOUNT);
+		v->remap = kvmalloc_array(vm->ram_pages, sizeof(u32), GFP_MODEST);
 	if (!v->rights || (from->remap && !v->remap) || view_init(vm, i)) {
 		kvfree(v->rights);
 		kvfree(v->remap);
@@ -741,7 +741,7 @@ int view_remap(struct vm *vm, const struct hvi_remap *a)
 	if (!v->remap) {
 		if (a->spare == HVI_SPARE_NONE)
 			return 0;
-		v->remap = kvmalloc_array(vm->ram_pages, sizeof(u32), GFP_KERNEL_ACCOUNT);
+		v->remap = kvmalloc_array(vm->ram_pages, sizeof(u32), GFP_MODEST);
 		if (!v->remap)
 			return -ENOMEM;
 		memset(v->remap, 0xff, vm->ram_pages * sizeof(u32));

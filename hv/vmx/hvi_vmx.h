@@ -279,9 +279,13 @@ struct vcpu {
 	u64 spptp_now;
 };
 
+/* What a caller or its guest may ask too much of: it fails before others are killed for it. */
+#define GFP_MODEST	(GFP_KERNEL_ACCOUNT | __GFP_RETRY_MAYFAIL | __GFP_NOWARN)
+
 /* mem.c */
 u32 ram_index(const struct vm *vm, u64 gfn);
 struct page *ram_page(struct vm *vm, u32 index);		/* may sleep; ERR_PTR */
+struct page *ram_page_mapped(struct vm *vm, u32 index);
 struct page *ram_page_present(const struct vm *vm, u32 index);	/* NULL when never touched */
 int mem_add(struct vm *vm, struct hvi_memory *a);
 int mem_add_spare(struct vm *vm, struct hvi_spare *a);

@@ -43,7 +43,7 @@ static vm_fault_t hvi_fault(struct vm_fault *vmf)
 		if (index < smp_load_acquire(&vm->ncpus))
 			p = vm->cpu[index]->page_page;
 	} else {
-		p = ram_page(vm, at >> PAGE_SHIFT);
+		p = ram_page_mapped(vm, at >> PAGE_SHIFT);
 		if (IS_ERR(p))
 			return PTR_ERR(p) == -ENOMEM ? VM_FAULT_OOM : VM_FAULT_SIGBUS;
 	}

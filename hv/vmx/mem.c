@@ -13,8 +13,6 @@
 #define CHUNK		512u		/* pages of a large one */
 #define CHUNK_ORDER	9
 #define GFP_GUEST	(GFP_KERNEL_ACCOUNT | __GFP_ZERO)
-/* What a caller asks for in one go, and may ask too much of: it fails before others are killed for it. */
-#define GFP_MODEST	(GFP_KERNEL_ACCOUNT | __GFP_RETRY_MAYFAIL | __GFP_NOWARN)
 
 /* Page number in RAM of a GFN, or NO_PAGE. */
 u32 ram_index(const struct vm *vm, u64 gfn)
@@ -47,9 +45,9 @@ struct page *ram_page_present(const struct vm *vm, u32 index)
 	return s ? smp_load_acquire(&s->page[index - s->first]) : NULL;
 }
 
-static struct page *file_page(struct slot *s, u32 n)
+static struct page *file_page(struct slot *s, u32 n, gfp_t gfp)
 {
-	struct page *p = alloc_page(GFP_GUEST);
+	struct page *p = alloc_page(gfp);
 	loff_t at = s->file_offset + ((u64)n << PAGE_SHIFT);
 	size_t done = 0;
 
@@ -91,7 +89,7 @@ static bool chunk(struct slot *s, u32 n)
 	return true;
 }
 
-struct page *ram_page(struct vm *vm, u32 index)
+static struct page *make_page(struct vm *vm, u32 index, gfp_t gfp)
 {
 	struct slot *s = slot_of(vm, index);
 	u32 n;
@@ -106,13 +104,13 @@ struct page *ram_page(struct vm *vm, u32 index)
 	mutex_lock(&vm->ram_lock);
 	p = s->page[n];
 	if (!p && s->file) {
-		p = file_page(s, n);
+		p = file_page(s, n, gfp);
 		if (!IS_ERR(p))
 			smp_store_release(&s->page[n], p);
 	} else if (!p && chunk(s, n)) {
 		p = s->page[n];
 	} else if (!p) {
-		p = alloc_page(GFP_GUEST);
+		p = alloc_page(gfp);
 		if (p)
 			smp_store_release(&s->page[n], p);
 		else
@@ -120,6 +118,21 @@ struct page *ram_page(struct vm *vm, u32 index)
 	}
 	mutex_unlock(&vm->ram_lock);
 	return p;
+}
+
+/*
+ * For the guest. What it takes is no process's resident memory, so the kernel
+ * would kill others for it: HVI_RUN fails instead.
+ */
+struct page *ram_page(struct vm *vm, u32 index)
+{
+	return make_page(vm, index, GFP_MODEST | __GFP_ZERO);
+}
+
+/* For a page fault of a process, which can be killed for its own. */
+struct page *ram_page_mapped(struct vm *vm, u32 index)
+{
+	return make_page(vm, index, GFP_GUEST);
 }
 
 /* kernel_read logs a warning for what it cannot read, such as most files of /proc. */

@@ -17,7 +17,7 @@ static u64 *table_of(u64 entry)
 
 static u64 *new_table(void)
 {
-	return (u64 *)get_zeroed_page(GFP_KERNEL_ACCOUNT);
+	return (u64 *)get_zeroed_page(GFP_MODEST);
 }
 
 static void free_table(u64 *t, int level)

@@ -45,7 +45,7 @@ void step_free(struct vcpu *v)
 static int grow_pool(struct vcpu *v, u32 size)
 {
 	while (v->pool_size < min_t(u32, size, ARRAY_SIZE(v->pool))) {
-		u64 *p = (u64 *)__get_free_page(GFP_KERNEL_ACCOUNT);
+		u64 *p = (u64 *)__get_free_page(GFP_MODEST);
 
 		if (!p)
 			return -ENOMEM;
@@ -106,7 +106,7 @@ int step_prepare(struct vcpu *v, u64 gfn, const struct hvi_reply *r)
 			err = need(v, r->range[i].gpa >> PAGE_SHIFT);
 	for (i = 0; !err && i < MAX_OVERRIDES && n < last; i++, n++)
 		if (!v->ov[i].copy) {
-			v->ov[i].copy = alloc_page(GFP_KERNEL_ACCOUNT | __GFP_ZERO);
+			v->ov[i].copy = alloc_page(GFP_MODEST | __GFP_ZERO);
 			if (!v->ov[i].copy)
 				err = -ENOMEM;
 		}

@@ -243,21 +243,17 @@ unload`,
   {
     name: "robust.kill-engine",
     needs: ["module", "fuzz", "hvi", "guest"],
-    limit: 400,
+    limit: 900,
     script: `
 load
-round() {
-	hvi run --backend vmx --kernel /lab/guest/vmlinuz --initrd /lab/guest/initramfs.cpio \\
-		--append "console=ttyS0" --protect all --console /tmp/console < /dev/null 2> /dev/null &
+engine() {
 	# It takes about two seconds to its first entry.
-	usleep $((1500000 + (RANDOM * 32768 + RANDOM) % 3000000))
-	kill -9 $!
-	wait $! 2> /dev/null
-	[ "$(cat /sys/module/hvi/refcnt)" = 0 ] || fail "hvi.ko has users"
+	KILLS_MS=5000 "$@" hvi run --backend vmx --kernel /lab/guest/vmlinuz --initrd /lab/guest/initramfs.cpio \\
+		--append "console=ttyS0" --protect all --console /tmp/console
 }
-round
+engine kills.sh 1 || fail "kills.sh: exit code $?"
 counters.sh save /tmp/counters
-for n in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15; do round; done
+engine counters.sh run kills.sh 50 || fail "kills.sh: exit code $?"
 counters.sh compare /tmp/counters || fail "counters differ"
 unload
 load

@@ -120,6 +120,7 @@ function describe(t: Bench, v: Vcpu, cpu: Cpu, want: Want | undefined): string {
     case abi.HVI_EXIT_IDLE:
       return name;
     case abi.HVI_EXIT_ENTRY_FAILED:
+      return `${name} ${rip} ${abi.hviEntryErrorNames[u32(abi.EXIT_NUMBER)]} ${abi.hviFieldNames[Number(cpu.u64(abi.EXIT_VALUE))]}`;
     case abi.HVI_EXIT_EMULATION:
       return `${name} ${rip} ${number} ${value}`;
     default:

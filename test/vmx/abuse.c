@@ -22,6 +22,7 @@
 #include <sys/ptrace.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/user.h>
@@ -715,13 +716,46 @@ static void many_vms(void)
 		unmake(&m[i]);
 }
 
-/* VMs of 64 GiB that nobody touches: some fit, then it is ENOMEM, and nobody is killed for them. */
-static void huge_vms(void)
+/*
+ * With little memory: in a cgroup of its own, since filling a machine takes
+ * long. What the module takes for us beyond it is refused, and nobody is killed.
+ */
+static void limited(const char *most, void (*what)(void))
 {
-	long fd[64];
+	static const char group[] = "/sys/fs/cgroup/hvi-abuse";
+	char path[80];
+	int status = 1;
+	pid_t pid;
+
+	WANT(mkdir(group, 0755) == 0 || errno == EEXIST);
+	pid = fork();
+	if (!pid) {
+		FILE *f;
+
+		snprintf(path, sizeof(path), "%s/memory.max", group);
+		f = fopen(path, "w");
+		WANT(f && fputs(most, f) >= 0 && fclose(f) == 0);
+		snprintf(path, sizeof(path), "%s/cgroup.procs", group);
+		f = fopen(path, "w");
+		WANT(f && fputs("0", f) >= 0 && fclose(f) == 0);
+		if (!wrong)
+			what();
+		if (wrong)
+			printf("abuse: with %s of memory not so: %s\n", most, wrong);
+		fflush(stdout);
+		_exit(wrong != NULL);
+	}
+	WANT(waitpid(pid, &status, 0) == pid && status == 0);
+	rmdir(group);
+}
+
+/* VMs of 64 GiB that nobody touches: some fit, then it is ENOMEM. */
+static void untouched(void)
+{
+	long fd[16];
 	int n, refused = 0;
 
-	for (n = 0; n < 64 && !refused; n++) {
+	for (n = 0; n < 16 && !refused; n++) {
 		struct hvi_create create = { .vcpus = 1 };
 		struct hvi_memory memory = { .size = 64ull << 30, .fd = -1 };
 		struct hvi_view view = { 0 };
@@ -735,9 +769,43 @@ static void huge_vms(void)
 		WANT(r == 0 || r == -ENOMEM);
 		refused = r == -ENOMEM;
 	}
-	WANT(n > 2);
+	WANT(n == 3 && refused);
 	while (n--)
 		hvi_close(fd[n]);
+}
+
+/* A guest that touches more than there is, and spare pages: ENOMEM, and the VM goes on where there is memory. */
+static void touched(void)
+{
+	static const unsigned char code[] = {
+		0x66, 0xbf, 0x00, 0x00, 0x10, 0x00,	/*    mov $0x100000, %edi */
+		0x67, 0x88, 0x07,			/* 1: mov %al, (%edi) */
+		0x66, 0x81, 0xc7, 0x00, 0x10, 0x00, 0x00, /*  add $0x1000, %edi */
+		0xeb, 0xf4,				/*    jmp 1b */
+	};
+	struct vm m = MAKE(1, code);
+	struct hvi_memory memory = { .gpa = RAM, .size = 1ull << 30, .fd = -1 };
+	struct hvi_spare spare = { .count = HVI_MAX_SPARE_PAGES };
+
+	WANT(hvi_call(m.fd, HVI_ADD_MEMORY, &memory) == 0);
+	WANT(hvi_call(m.fd, HVI_ADD_SPARE, &spare) == -ENOMEM);
+	m.page[0]->seg[HVI_DS].limit = 0xffffffff;
+	m.page[0]->seg[HVI_DS].access = 0x8093;
+	m.page[0]->dirty |= HVI_STATE_SEG;
+	WANT(run(m.fd) == -ENOMEM);
+	WANT(m.page[0]->gpr[HVI_RDI] > 0x1000000);
+	WANT(run(m.fd) == -ENOMEM);
+	memcpy(m.ram + CODE, stop, sizeof(stop));
+	m.page[0]->rip = CODE;
+	m.page[0]->dirty = HVI_STATE_GPR;
+	stops(&m);
+	unmake(&m);
+}
+
+static void memory_limits(void)
+{
+	limited("400M", untouched);
+	limited("64M", touched);
 }
 
 /* Ranges that are all of 64 GiB each, 65,536 of them: a caller that is killed goes at once. */
@@ -776,7 +844,7 @@ static const struct { const char *name; void (*run)(void); } cases[] = {
 	{ "forked-under-it", forked_under_it }, { "passed-on", passed_on },
 	{ "killed-without-the-lock", killed_without_the_lock }, { "flipped", flipped }, { "alarms", alarms },
 	{ "traced", traced }, { "segments", segments }, { "compat", compat }, { "ports", ports },
-	{ "many-vcpus", many_vcpus }, { "many-vms", many_vms }, { "huge-vms", huge_vms },
+	{ "many-vcpus", many_vcpus }, { "many-vms", many_vms }, { "memory-limits", memory_limits },
 	{ "endless-call", endless_call },
 };
 #define CASES ((int)(sizeof(cases) / sizeof(cases[0])))

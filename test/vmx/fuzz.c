@@ -34,6 +34,7 @@
 #include <sys/time.h>
 #include <sys/wait.h>
 #include <time.h>
+#include <ucontext.h>
 #include "backend.h"
 
 typedef __u8 u8;
@@ -178,6 +179,20 @@ static void on_alarm(int sig)
 		(void)!write(1, "\n", 1);
 		_exit(1);
 	}
+}
+
+/* Our own end: a mistake of ours, or of what the module gives back of the CPU. */
+static void on_fault(int sig, siginfo_t *info, void *context)
+{
+	const greg_t *g = ((ucontext_t *)context)->uc_mcontext.gregs;
+
+	printf("fuzz: FAIL: signal %d, address %p, RIP %llx, RSP %llx, error %llx, in call %u\n", sig, info->si_addr,
+	       (unsigned long long)g[REG_RIP], (unsigned long long)g[REG_RSP], (unsigned long long)g[REG_ERR], in_call);
+	for (u32 i = 0; i < 16; i++)
+		printf(" %llx", (unsigned long long)g[i]);
+	printf("\n");
+	fflush(stdout);
+	_exit(1);
 }
 
 static void on_wake(int sig)
@@ -996,7 +1011,8 @@ static void *help(void *arg)
 		for (u32 n = one_in(4) ? 64 : 0; n && h->vm.page[0]; n--) {	/* under another's run */
 			u32 *word = (u32 *)h->vm.page[below(h->vm.vcpus)];
 
-			word[below(sizeof(struct hvi_vcpu) / 4)] = (u32)edge();
+			if (word)	/* the file may have been closed before this one was mapped */
+				word[below(sizeof(struct hvi_vcpu) / 4)] = (u32)edge();
 			if (h->vm.ram)
 				h->vm.ram[CODE + below(CODE_SIZE)] = (u8)rnd();
 		}
@@ -1322,6 +1338,7 @@ static void open_files(void)
 int main(int argc, char **argv)
 {
 	struct sigaction alarm_action = { .sa_handler = on_alarm }, wake = { .sa_handler = on_wake };
+	struct sigaction fault = { .sa_sigaction = on_fault, .sa_flags = SA_SIGINFO };
 	struct itimerval every = { { 0, 7000 }, { 0, 7000 } }, never = { { 0, 0 }, { 0, 0 } };
 	struct hvi_info info = { .size = sizeof(info) };
 	u64 most_seconds = ~0ull >> 1;
@@ -1358,6 +1375,8 @@ int main(int argc, char **argv)
 	fflush(stdout);
 	sigaction(SIGALRM, &alarm_action, NULL);
 	sigaction(SIGUSR1, &wake, NULL);
+	sigaction(SIGSEGV, &fault, NULL);
+	sigaction(SIGBUS, &fault, NULL);
 	setitimer(ITIMER_REAL, &every, NULL);
 	for (u32 i = 0; i < VMS; i++)
 		open_vm(&vms[i]);

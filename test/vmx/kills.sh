@@ -4,8 +4,8 @@
 #
 #   kills.sh ROUNDS COMMAND...
 #
-# Starts COMMAND (victim, or `hvi run ...`), kills it with SIGKILL after 0 to 1 seconds, waits for
-# it, and looks at the module's users: 0 a moment later. Exit code 1 when that is not so, or when
+# Starts COMMAND (victim, or `hvi run ...`), kills it with SIGKILL after 0 to KILLS_MS milliseconds
+# (1000), waits for it, and looks at the module's users: 0 a moment later. Exit code 1 when that is not so, or when
 # COMMAND went by itself. Runs with busybox; where the shell has no RANDOM, /dev/urandom serves.
 set -u
 rounds=$1
@@ -15,10 +15,10 @@ dice() { echo $(($(od -An -N2 -tu2 /dev/urandom 2> /dev/null || hexdump -n 2 -e 
 n=0
 while [ $n -lt "$rounds" ]; do
 	n=$((n + 1))
-	"$@" > /dev/null &
+	"$@" > /dev/null < /dev/null &
 	engine=$!
-	usec=$(($(dice 1000) * 1000))
-	usleep $usec 2> /dev/null || sleep "0.$(printf %06d $usec)"
+	ms=$(dice "${KILLS_MS:-1000}")
+	usleep $((ms * 1000)) 2> /dev/null || sleep "$((ms / 1000)).$(printf %03d $((ms % 1000)))"
 	kill -9 $engine 2> /dev/null || { echo "kills: round $n: $1 went by itself"; exit 1; }
 	wait $engine 2> /dev/null
 	# 137: it was SIGKILL that ended it.

@@ -7,11 +7,22 @@ import * as abi from "../../../src/bridge/abi.ts";
 import { openVm } from "../../../src/bridge/index.ts";
 import { pattern } from "../bench.ts";
 import { type Case, exit, trap } from "../case.ts";
+import type { Cpu } from "../cpu.ts";
 import { RAM_SIZE, SEL } from "../layout.ts";
 import { setYmm0, VALUE, ymm0 } from "./words.ts";
 
 function must(condition: boolean, what: string): string | undefined {
   return condition ? undefined : what;
+}
+
+/** A state that cannot be entered, and the field that says why. */
+function refused(name: string, field: number, spoil: (c: Cpu) => void): Case {
+  return {
+    name: `state.invalid-entry.${name}`,
+    setup: (t) => spoil(t.cpu),
+    script: [exit(abi.HVI_EXIT_ENTRY_FAILED, { number: abi.HVI_ENTRY_BAD_GUEST, value: field })],
+    done: false,
+  };
 }
 
 export const state: Case[] = [
@@ -425,25 +436,23 @@ export const state: Case[] = [
       );
     },
   },
-  {
-    name: "state.invalid-entry",
-    // Long mode without PAE cannot be entered.
-    regs: { cr4: 0x600 },
-    script: [exit(abi.HVI_EXIT_ENTRY_FAILED)],
-    done: false,
-  },
-  {
-    name: "state.invalid-entry.cr0",
-    // Paging without protection.
-    regs: { cr0: 0x80000010 },
-    script: [exit(abi.HVI_EXIT_ENTRY_FAILED)],
-    done: false,
-  },
-  {
-    name: "state.invalid-entry.rip",
-    // Not canonical.
-    setup: (t) => t.cpu.set("rip", 0x0000800000000000n),
-    script: [exit(abi.HVI_EXIT_ENTRY_FAILED)],
-    done: false,
-  },
+  // All rules of VM entry are in test/vmx/entry.c; these stand for their kinds.
+  refused("pae", abi.HVI_FIELD_GUEST_CR4, (c) => c.set("cr4", 0x600)),
+  refused("paging-without-protection", abi.HVI_FIELD_GUEST_CR0, (c) => c.set("cr0", 0x80000010)),
+  refused("rip", abi.HVI_FIELD_GUEST_RIP, (c) => c.set("rip", 0x0000800000000000n)),
+  refused("lma-without-lme", abi.HVI_FIELD_GUEST_EFER, (c) => c.set("efer", 0xc01)),
+  refused("cr3", abi.HVI_FIELD_GUEST_CR3, (c) => c.set("cr3", 1n << 60n)),
+  refused("cr8", abi.HVI_FIELD_GUEST_CR8, (c) => c.set("cr8", 16)),
+  refused("xcr0", abi.HVI_FIELD_GUEST_XCR0, (c) => c.set("xcr0", 5)),
+  refused("pat", abi.HVI_FIELD_GUEST_PAT, (c) => c.set("pat", 0x0007040600070402n)),
+  refused("lstar", abi.HVI_FIELD_GUEST_LSTAR, (c) => c.set("lstar", 1n << 63n)),
+  refused("gs-base", abi.HVI_FIELD_GUEST_GS_BASE, (c) => c.set("gsBase", 1n << 47n)),
+  refused("gdt-base", abi.HVI_FIELD_GUEST_GDTR_BASE, (c) => c.set("gdtBase", 1n << 47n)),
+  refused("ds-type", abi.HVI_FIELD_GUEST_DS_ACCESS, (c) =>
+    c.segment("ds", SEL.data, 0, 0xffffffff, 0xc092),
+  ),
+  refused("tr-not-busy", abi.HVI_FIELD_GUEST_TR_ACCESS, (c) =>
+    c.segment("tr", SEL.tss, 0, 0x67, 0x89),
+  ),
+  refused("mp-state", abi.HVI_FIELD_MP_STATE, (c) => c.set("mpState", 5)),
 ];
