@@ -45,7 +45,7 @@ struct vm {
 static const unsigned char spin[] = { 0xfe, 0x06, 0x00, 0x80, 0xeb, 0xfa };	/* 1: incb COUNTER; jmp 1b */
 static const unsigned char stop[] = { 0xfe, 0x06, 0x00, 0x80, 0xe6, 0x10, 0xeb, 0xf8 };	/* 1: incb COUNTER; out %al, $0x10; jmp 1b */
 
-static const char *wrong;	/* of the case that runs */
+static const char *volatile wrong;	/* of the case that runs */
 
 #define WANT(condition) do { if (!(condition) && !wrong) wrong = #condition; } while (0)
 
@@ -787,6 +787,8 @@ static void touched(void)
 	struct hvi_memory memory = { .gpa = RAM, .size = 1ull << 30, .fd = -1 };
 	struct hvi_spare spare = { .count = HVI_MAX_SPARE_PAGES };
 
+	m.ram[COUNTER] = 0;		/* what we and the guest need afterwards: nothing more will be had */
+	wrong = NULL;
 	WANT(hvi_call(m.fd, HVI_ADD_MEMORY, &memory) == 0);
 	WANT(hvi_call(m.fd, HVI_ADD_SPARE, &spare) == -ENOMEM);
 	m.page[0]->seg[HVI_DS].limit = 0xffffffff;
