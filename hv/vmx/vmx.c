@@ -5,12 +5,14 @@
  */
 #include <linux/cpu.h>
 #include <linux/cpuhotplug.h>
+#include <linux/module.h>
 #include <linux/reboot.h>
 #include <linux/syscore_ops.h>
 #include <asm/asm.h>
 #include <asm/cpufeature.h>
 #include <asm/perf_event.h>
 #include <asm/processor.h>
+#include <asm/reboot.h>
 #include <asm/tlbflush.h>
 #include "hvi_vmx.h"
 
@@ -331,6 +333,74 @@ static struct notifier_block reboot_notifier = {
 	.notifier_call = reboot,
 };
 
+#ifdef HVI_VIRT_CALLBACK
+/*
+ * A crashing kernel starts another one, or resets: it asks the one who has
+ * registered to leave VMX operation. KVM does that on any CPU in it, so while
+ * kvm_intel is loaded, who wants the place for itself, it serves for both.
+ */
+extern bool kvm_rebooting;
+static bool on_call;
+
+/* The CPU comes from anywhere and does not go back. */
+static void emergency(void)
+{
+	if (!this_cpu_read(vmx_on))
+		return;
+	this_cpu_write(vmx_on, false);
+	asm volatile("vmxoff" : : : "cc", "memory");
+	cr4_clear_bits(X86_CR4_VMXE);
+}
+
+static void be_on_call(bool on)
+{
+	if (on == on_call)
+		return;
+	on_call = on;
+	if (on)
+		cpu_emergency_register_virt_callback(emergency);
+	else
+		cpu_emergency_unregister_virt_callback(emergency);
+}
+
+static int module_changes(struct notifier_block *nb, unsigned long state, void *data)
+{
+	const struct module *m = data;
+
+	if (strcmp(m->name, "kvm_intel") == 0 && (state == MODULE_STATE_COMING || state == MODULE_STATE_GOING))
+		be_on_call(state == MODULE_STATE_GOING);
+	return NOTIFY_DONE;
+}
+
+static struct notifier_block module_notifier = {
+	.notifier_call = module_changes,
+};
+
+static void emergency_init(void)
+{
+	register_module_notifier(&module_notifier);
+	if (symbol_get(kvm_rebooting))
+		symbol_put(kvm_rebooting);
+	else
+		be_on_call(true);
+}
+
+static void emergency_exit(void)
+{
+	unregister_module_notifier(&module_notifier);
+	be_on_call(false);
+}
+#else
+/* Older kernels look for themselves. */
+static void emergency_init(void)
+{
+}
+
+static void emergency_exit(void)
+{
+}
+#endif
+
 const struct host_msrs *vmx_host_msrs(void)
 {
 	return this_cpu_ptr(&host_msrs);
@@ -380,11 +450,9 @@ int vmx_init(void)
 	int cpu, err;
 
 	if (!boot_cpu_has(X86_FEATURE_VMX)) {
-		u64 feature = 0;
-
 		if (boot_cpu_data.x86_vendor != X86_VENDOR_INTEL)
 			pr_err("hvi: this is no Intel CPU; " WITHOUT "\n");
-		else if ((cpuid_ecx(1) & (1u << 5)) && !rdmsrl_safe(FEATURE_CONTROL, &feature) && (feature & 5) == 1)
+		else if (cpuid_ecx(1) & (1u << 5))	/* the kernel found it so on this CPU or another */
 			pr_err("hvi: VT-x is disabled and locked by the firmware; " IN_SETUP "\n");
 		else if (boot_cpu_has(X86_FEATURE_HYPERVISOR))
 			pr_err("hvi: the hypervisor below shows no VT-x: allow nested virtualization there; " WITHOUT "\n");
@@ -422,11 +490,13 @@ int vmx_init(void)
 	hp_state = err;
 	register_syscore_ops(&syscore);
 	register_reboot_notifier(&reboot_notifier);
+	emergency_init();
 	return 0;
 }
 
 void vmx_exit(void)
 {
+	emergency_exit();
 	unregister_reboot_notifier(&reboot_notifier);
 	unregister_syscore_ops(&syscore);
 	cpuhp_remove_state(hp_state);

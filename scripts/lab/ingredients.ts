@@ -15,12 +15,12 @@ import {
   writeFileSync,
 } from "node:fs";
 import { join } from "node:path";
-import { progress, sha256 } from "../../fixtures/cache.ts";
+import { cacheRoot, progress, sha256 } from "../../fixtures/cache.ts";
 import { must, run } from "../../fixtures/command.ts";
 import { guest } from "../../fixtures/guests.ts";
 import { unpack } from "../../fixtures/kernels/apt.ts";
 import { type Kernel, kernel, type Series, unpackHeaders } from "../../fixtures/kernels/kernels.ts";
-import type { LabFile } from "./image.ts";
+import { archive, type LabFile } from "./image.ts";
 
 const ROOT = join(import.meta.dir, "../..");
 
@@ -247,6 +247,20 @@ async function softAttacks(): Promise<LabFile[]> {
   return [];
 }
 
+/** Another kernel to go over to, whose only step ends well when it gets there. */
+async function second(w: Workshop): Promise<LabFile[]> {
+  const initrd = archive([
+    { path: "init", from: join(import.meta.dir, "init.sh") },
+    { path: "bin/busybox", from: join(cacheRoot(), "busybox/busybox") },
+    { path: "lab/steps/000-second", text: "grep hvi.second /proc/cmdline\n" },
+  ]);
+  return [
+    { path: "lab/second/vmlinuz", from: w.kernel.vmlinuz },
+    { path: "lab/second/initrd", data: initrd },
+    await program(w, "test/vmx/kexec.c"),
+  ];
+}
+
 const INGREDIENTS = {
   module,
   strangers,
@@ -258,6 +272,7 @@ const INGREDIENTS = {
   "exit-cost": async (w: Workshop) => [await program(w, "bench/vmx/exit-cost.c")],
   migrate: async (w: Workshop) => [await program(w, "test/vmx/migrate.c")],
   "engine-cost": engineCost,
+  second,
   fuzz: async (w: Workshop) => [
     await program(w, "test/vmx/fuzz.c"),
     await program(w, "test/vmx/victim.c"),

@@ -12,16 +12,10 @@ import { bochs, CONSOLE } from "./bochs.ts";
 import type { ChannelEvent } from "./channel.ts";
 import { archive, compressedPart, type LabFile, makeIso } from "./image.ts";
 import { type Ingredient, LARGE, prepare, type Workshop, workshop } from "./ingredients.ts";
-import { CRASH, type Ending, runMachine } from "./machine.ts";
+import { APPEND, CRASH, type Ending, runMachine } from "./machine.ts";
 import { type Hardware, LIBRARY, type Step, type StepResult } from "./steps.ts";
 
 const ROOT = join(import.meta.dir, "../..");
-
-/** What a boot's kernel is told; design notes say why. */
-const APPEND = [
-  "console=ttyS0,115200 nokaslr tsc=reliable mitigations=off random.trust_cpu=on",
-  "no_timer_check lpj=1000000 loglevel=5 oops=panic",
-];
 
 export interface LabOptions {
   /** The machine of steps that do not ask for another. */
@@ -122,7 +116,7 @@ async function boot(
   // The kernel takes what follows a compressed part for more of it, so that one is the last.
   if (large.length > 0) parts.push(await compressedPart(join(w.dir, "large.cpio.lz4"), large));
   const iso = join(dir, "lab.iso");
-  const append = [...APPEND, h.cpus === 1 ? "nosmp" : "", h.append ?? ""].join(" ").trim();
+  const append = [APPEND, h.cpus === 1 ? "nosmp" : "", h.append ?? ""].join(" ").trim();
   await makeIso({ iso, kernel: w.kernel.vmlinuz, append, parts });
 
   let done = 0;
@@ -179,7 +173,7 @@ async function boot(
   const ending: Ending = await runMachine(
     await bochs(),
     machine,
-    { silence, total, overdue },
+    { silence, total, overdue, mayCrash: () => running?.step.crashes === true },
     onEvent,
     onConsole,
   );

@@ -44,6 +44,8 @@ export interface Step {
   readonly script: string;
   /** Seconds of real time, on a busy machine. */
   readonly limit: number;
+  /** The kernel is to crash; the step goes on in the one that comes after. */
+  readonly crashes?: boolean;
   /** Kernel warnings that belong to what the step does. */
   readonly allow?: RegExp;
   /** What is wrong, beyond an exit code other than 0 and warnings; empty when nothing is. */

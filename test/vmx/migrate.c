@@ -131,7 +131,7 @@ static const __u64 gpr_step[HVI_GPRS] = {
 	[HVI_R12] = 0x44444, [HVI_R13] = 0x55555, [HVI_R14] = 0x66666, [HVI_R15] = 0x77777,
 };
 
-static int seconds = 5;
+static double seconds = 5;
 static unsigned vcpus = 1, vms = 2;
 static volatile bool stop;
 static int cpus[CPU_SETSIZE], ncpus;
@@ -142,7 +142,7 @@ struct thread {
 	unsigned number;
 	volatile pid_t tid;
 	unsigned seed;
-	unsigned long calls, moves, rounds;
+	unsigned long calls, moves, rounds, hits;
 };
 static struct thread threads[MAX_THREADS];
 
@@ -294,6 +294,7 @@ static void host_end(struct thread *t, struct host *h)
 			perror("migrate: perf");
 		check(t, "the hits of the thread's breakpoint", hits, h->writes);
 		close(h->breakpoint);
+		t->hits = hits;
 	}
 	free(h);
 }
@@ -484,8 +485,7 @@ static void *run_vm(void *arg)
 		struct hvi_run run = { 0 };
 		long r = call(t, h, SYS_ioctl, g->hvi, HVI_RUN, &run);
 
-		if (r == -EINTR)
-			continue;
+		/* -EINTR too: no signal of this program's has a handler, and the kernel's freezer is not to be seen. */
 		if (r < 0 || run.vcpu >= vcpus || run.reason != HVI_EXIT_IO || g->page[run.vcpu]->exit.number != PORT) {
 			fprintf(stderr, "migrate: thread %u: HVI_RUN: %s, exit %u\n", t->number, r ? strerror((int)-r) : "ok",
 				run.reason);
@@ -528,14 +528,20 @@ static void *run_bystander(void *arg)
 
 /* ---- moving ---------------------------------------------------------------------------------- */
 
+static double now(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
+}
+
 static unsigned long flips(unsigned count)
 {
 	unsigned seed = 77;
 	unsigned long n = 0;
-	struct timespec now, end;
+	double end = now() + seconds;
 
-	clock_gettime(CLOCK_MONOTONIC, &end);
-	end.tv_sec += seconds;
 	do {
 		struct thread *t = &threads[rand_r(&seed) % count];
 		cpu_set_t set;
@@ -545,8 +551,7 @@ static unsigned long flips(unsigned count)
 		if (t->tid && !sched_setaffinity(t->tid, sizeof(set), &set))
 			n++;
 		usleep(100 + (unsigned)rand_r(&seed) % 3000);
-		clock_gettime(CLOCK_MONOTONIC, &now);
-	} while (!stop && (now.tv_sec < end.tv_sec || (now.tv_sec == end.tv_sec && now.tv_nsec < end.tv_nsec)));
+	} while (!stop && now() < end);
 	stop = true;
 	return n;
 }
@@ -559,7 +564,7 @@ static int usage(void)
 
 int main(int argc, char **argv)
 {
-	unsigned long moved, moves = 0, calls = 0, rounds = 0;
+	unsigned long moved, moves = 0, calls = 0, rounds = 0, hits = 0;
 	unsigned a, b, c, d;
 	cpu_set_t set;
 
@@ -571,7 +576,7 @@ int main(int argc, char **argv)
 		else if (!strcmp(argv[i], "--vcpus"))
 			vcpus = (unsigned)atoi(argv[i + 1]);
 		else if (!strcmp(argv[i], "--seconds"))
-			seconds = atoi(argv[i + 1]);
+			seconds = atof(argv[i + 1]);
 		else
 			return usage();
 	}
@@ -595,11 +600,12 @@ int main(int argc, char **argv)
 		pthread_join(threads[i].id, NULL);
 		calls += threads[i].calls;
 		rounds += threads[i].rounds;
+		hits += threads[i].hits;
 		if (i < vms)
 			moves += threads[i].moves;
 	}
-	printf("migrate: %d CPUs, %u VMs of %u vCPUs: %lu rounds in the guests, %lu calls, %lu moves, %lu of them under HVI_RUN\n",
-	       ncpus, vms, vcpus, rounds, calls, moved, moves);
+	printf("migrate: %d CPUs, %u VMs of %u vCPUs: %lu rounds in the guests, %lu calls, %lu moves, %lu of them under HVI_RUN, %lu hits of perf's breakpoints\n",
+	       ncpus, vms, vcpus, rounds, calls, moved, moves, hits);
 	if (failures)
 		printf("migrate: %d differences\n", failures);
 	return failures ? 1 : 0;
