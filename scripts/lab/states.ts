@@ -136,7 +136,7 @@ state locked`,
     judge: (r) => found(r, "locked", "locked", new RegExp(`locked by the firmware -> ${CAN}`)),
   },
   {
-    name: "module.old-vtx",
+    name: "doctor.old-vtx",
     needs: ["module"],
     machine: { model: "corei5_lynnfield_750" },
     limit: 120,
@@ -146,7 +146,7 @@ refused /lab/hvi.ko 95
 says 'lacks unrestricted guest .*--backend soft'`,
   },
   {
-    name: "module.beside-kvm",
+    name: "kvm.beside",
     needs: ["module", "kvm", "migrate"],
     limit: 200,
     script: `${HELPERS}
@@ -168,7 +168,7 @@ no_kvm`,
   },
   {
     // From 6.12 on KVM takes VT-x when it is loaded. This machine's second takes a minute.
-    name: "module.beside-kvm.6.12",
+    name: "kernel.6.12",
     needs: ["module", "kvm", "hvi", "guest", "migrate"],
     machine: { series: "6.12", model: "arrow_lake" },
     limit: 400,
@@ -193,7 +193,7 @@ unload`,
     judge: (r) => found(r, "idle-kvm", "kvm-holds-vmx", /KVM holds VT-x -> .*rmmod kvm_intel/),
   },
   {
-    name: "module.5.10",
+    name: "kernel.5.10",
     needs: ["module", "migrate"],
     machine: { series: "5.10" },
     limit: 200,
@@ -206,19 +206,22 @@ unload`,
   },
   {
     name: "suspend.ram",
-    needs: ["module", "migrate"],
+    needs: ["module", "migrate", "fuzz"],
     limit: 200,
     allow: /TSC ADJUST differs/,
     script: `
 load
 migrate --seconds 4 &
 vms=$!
+victim --seconds 4 &
+victim=$!
 echo deep > /sys/power/mem_sleep
 for n in 1 2 3; do
 	usleep 500000
 	echo mem > /sys/power/state || fail "no suspend to RAM"
 done
 wait $vms || fail "migrate: exit code $?"
+wait $victim || fail "victim: exit code $?"
 dmesg | grep -c 'Waking up from system sleep state S3'
 unload
 load
@@ -238,7 +241,7 @@ unload`,
   },
   {
     name: "cpus.hotplug",
-    needs: ["module", "migrate"],
+    needs: ["module", "migrate", "fuzz"],
     machine: { cpus: 2 },
     limit: 300,
     // The kernel breaks the affinity of threads whose CPU goes.
@@ -247,6 +250,8 @@ unload`,
 load
 migrate --seconds 4 &
 vms=$!
+victim --seconds 4 &
+victim=$!
 for n in 1 2 3 4 5; do
 	usleep 200000
 	online 0
@@ -254,6 +259,7 @@ for n in 1 2 3 4 5; do
 	online 1
 done
 wait $vms || fail "migrate under hotplug: exit code $?"
+wait $victim || fail "victim under hotplug: exit code $?"
 # Stopped threads, their VMCS active on the CPU that goes.
 taskset 2 migrate --seconds 3 &
 vms=$!
