@@ -134,6 +134,30 @@ exit $code`,
     },
   },
   {
+    // The usual machine's CPU has no sub-page write permissions.
+    name: "conformance.spp",
+    machine: { series: "6.12", model: "arrow_lake" },
+    needs: ["module", "hvi", "conformance"],
+    limit: 300,
+    script: `
+load
+BUN_BE_BUN=1 hvi /lab/conformance/main.js --backend vmx --images /lab/conformance --only spp. \
+	--out /lab/out/spp.transcript || fail "conformance: exit code $?"
+unload
+grep "not supported" /lab/out/spp.transcript && fail "the CPU has no SPP"
+true`,
+    judge: (r) => {
+      const spp = (text: string) =>
+        text
+          .split(/^(?=== )/m)
+          .filter((c) => c.startsWith("== spp."))
+          .join("");
+      const soft = spp(readFileSync(SOFT_TRANSCRIPT, "utf8"));
+      const found = transcriptDifferences(soft, spp(r.files.get("spp.transcript") ?? ""));
+      return found.map((d) => `differs from hv/soft: ${d}`);
+    },
+  },
+  {
     name: "boot",
     needs: ["module", "hvi", "guest"],
     limit: 600,
