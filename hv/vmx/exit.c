@@ -9,8 +9,7 @@ struct hvi_exit *exit_record(struct vcpu *v, u32 reason)
 {
 	struct hvi_exit *x = &v->page->exit;
 
-	memset(x, 0, sizeof(*x));
-	x->reason = reason;
+	*x = (struct hvi_exit){ .reason = reason };
 	return x;
 }
 

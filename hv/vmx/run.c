@@ -223,12 +223,15 @@ static int check_vcpu(struct vcpu *v, struct answer *a)
 	struct vm *vm = v->vm;
 	u32 keep = v->step_back != ~0u ? v->step_back : v->view;
 	struct hvi_reply *r = &a->reply;
-	struct hvi_event e;
 	int err;
 
-	take(&e, &v->page->event, sizeof(e));
-	if (!hvi_event_ok(&e))
-		return -EINVAL;
+	if (READ_ONCE(v->page->event.flags) & HVI_EVENT_VALID) {
+		struct hvi_event e;
+
+		take(&e, &v->page->event, sizeof(e));
+		if (!hvi_event_ok(&e))
+			return -EINVAL;
+	}
 	v->page_view = READ_ONCE(v->page->view);
 	if (v->page_view != keep && (v->page_view >= HVI_MAX_VIEWS || !vm->view[v->page_view].used))
 		return -EINVAL;

@@ -308,13 +308,23 @@ u32 pending_debug(void)
 	return pending & (pending & PENDING_ENABLED ? PENDING_BS | 15 : PENDING_BS);
 }
 
+/* So few that the start of a string instruction, which memcpy is, would cost more. */
+static __always_inline void store_words(__u64 *to, const u64 *from, int n)
+{
+	int i;
+
+#pragma GCC unroll 16
+	for (i = 0; i < n; i++)
+		WRITE_ONCE(to[i], from[i]);
+}
+
 void state_store(struct vcpu *v)
 {
 	struct hvi_vcpu *p = v->page;
 	int i;
 
 	v->gpr[HVI_RSP] = vmcs_read(F_GUEST_RSP);
-	memcpy(p->gpr, v->gpr, sizeof(p->gpr));
+	store_words(p->gpr, v->gpr, HVI_GPRS);
 	p->rip = vmcs_read(F_GUEST_RIP);
 	p->rflags = vmcs_read(F_GUEST_RFLAGS);
 	for (i = 0; i < HVI_SEGS; i++)
@@ -348,7 +358,7 @@ void state_store(struct vcpu *v)
 	p->xss = v->xss;
 	p->spec_ctrl = v->spec_ctrl;
 	v->dr[7] = vmcs_read(F_GUEST_DR7);
-	memcpy(p->dr, v->dr, sizeof(p->dr));
+	store_words(p->dr, v->dr, ARRAY_SIZE(p->dr));
 	p->interruptibility = vmcs_read32(F_INTERRUPTIBILITY) & (HVI_BLOCK_STI | HVI_BLOCK_MOV_SS | HVI_BLOCK_NMI);
 	p->pending_debug = pending_debug();
 	p->mp_state = v->vm->paused[v->index] ? HVI_MP_PAUSED : v->mp_state;
