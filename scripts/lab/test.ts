@@ -15,7 +15,7 @@ import { labDocsProblems } from "../check-docs.ts";
 import { type Firmware, MODELS } from "./bochs.ts";
 import { isIngredient } from "./ingredients.ts";
 import { labLock, moduleBuilds, type Outcome, runLab } from "./lab.ts";
-import { STEPS, type Step } from "./steps.ts";
+import { STEP_NAMES, STEPS, type Step } from "./steps.ts";
 
 function usage(message: string): never {
   console.error(message);
@@ -57,8 +57,10 @@ function adHoc(script: string): Step {
   return { name: "run", needs: needs.filter(isIngredient), limit, script, machine };
 }
 
+/** A whole name means that step alone. */
 const chosen = (name: string): boolean =>
-  positionals.length === 0 || positionals.some((p) => name.includes(p));
+  positionals.length === 0 ||
+  positionals.some((p) => (STEP_NAMES.includes(p) ? name === p : name.includes(p)));
 const steps = values.run === undefined ? STEPS.filter((s) => chosen(s.name)) : [adHoc(values.run)];
 /** Kernels that the module is built for, besides the one that boots. */
 const builds =
