@@ -178,7 +178,8 @@ async function program(w: Workshop, source: string, name = ""): Promise<LabFile>
   const base = name || source.slice(source.lastIndexOf("/") + 1).replace(/\.c$/, "");
   mkdirSync(join(w.dir, "bin"), { recursive: true });
   const to = join(w.dir, "bin", base);
-  const argv = ["gcc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-static"];
+  // At an address of chance: a bad pointer of the fuzzer's must not be one of its own.
+  const argv = ["gcc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-static-pie"];
   await must([...argv, `-I${join(ROOT, "hv/abi")}`, "-o", to, from, "-lpthread", "-ldl"]);
   return { path: `lab/bin/${base}`, from: to };
 }

@@ -246,7 +246,7 @@ unload`,
     script: `
 load
 # The first round makes what stays: caches, folders, per-CPU lists.
-fuzz --seed 2 --calls 3000 > /dev/null || fail "fuzz: exit code $?"
+fuzz --seed 2 --calls 3000 > /tmp/first || { cat /tmp/first; fail "fuzz: exit code 1 or more"; }
 counters.sh save /tmp/counters
 counters.sh run fuzz --seed 1 --calls 100000 || fail "fuzz: exit code $?"
 counters.sh compare /tmp/counters || fail "counters differ"

@@ -528,28 +528,46 @@ static bool modest(struct vm *m, u32 i, void *to)
 	return true;
 }
 
+/* Where an argument has its pointer; NULL: it has none. */
+static u64 *pointer_of(u32 i, void *to)
+{
+	switch (i) {
+	case GET_CPUID: case SET_CPUID:
+		return &((struct hvi_cpuid *)to)->entries;
+	case EPT_SET: case EPT_GET:
+		return &((struct hvi_ept *)to)->ranges;
+	case VE_SET:
+		return &((struct hvi_ve *)to)->views;
+	case GET_XSAVE: case SET_XSAVE:
+		return &((struct hvi_xsave *)to)->data;
+	case LIST_MSRS: case GET_MSRS: case SET_MSRS:
+		return &((struct hvi_msrs *)to)->entries;
+	default:
+		return NULL;
+	}
+}
+
+/* A damaged pointer may be one to our own variables, and what is answered there our end. */
+static void keep_off(u32 i, void *to)
+{
+	extern char __executable_start, end;
+	u64 *p = pointer_of(i, to);
+
+	if (p && *p + DATA > (unsigned long)&__executable_start && *p < (unsigned long)&end)
+		*p = 0;
+}
+
 /* For the library, buffers must be what the argument says. */
 static void make_safe(u32 i, void *to)
 {
 	u64 p = one_in(20) ? 0 : (unsigned long)data;
 
+	if (pointer_of(i, to))
+		*pointer_of(i, to) = p;
 	switch (i) {
-	case GET_CPUID: case SET_CPUID:
-		((struct hvi_cpuid *)to)->entries = p;
-		break;
-	case EPT_SET: case EPT_GET:
-		((struct hvi_ept *)to)->ranges = p;
-		break;
-	case VE_SET:
-		((struct hvi_ve *)to)->views = p;
-		break;
 	case GET_XSAVE: case SET_XSAVE:
-		((struct hvi_xsave *)to)->data = p;
 		if (((struct hvi_xsave *)to)->size > DATA)
 			((struct hvi_xsave *)to)->size = DATA;
-		break;
-	case LIST_MSRS: case GET_MSRS: case SET_MSRS:
-		((struct hvi_msrs *)to)->entries = p;
 		break;
 	case ADD_MEMORY:	/* a file that is too short ends in SIGBUS */
 		if (((struct hvi_memory *)to)->fd >= 0)
@@ -901,6 +919,8 @@ static long call(struct vm *m, bool alone)
 	}
 	if (on_soft)
 		make_safe(i, to);
+	else
+		keep_off(i, to);
 	if (one_in(16)) {
 		to = on_soft ? NULL : bad_pointer(size);
 		ran = NULL;
