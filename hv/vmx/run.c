@@ -343,7 +343,11 @@ static bool is_late(const struct vcpu *v)
 	return v->vm->has_deadline && !owes_instruction(v) && ticks_left(v) <= 0;
 }
 
-/* At most LOOK_MS: Bochs 3.0 keeps host interrupts from a guest that spins with IF clear since before the entry. */
+/*
+ * At most LOOK_MS: Bochs 3.0 keeps host interrupts from a guest that spins with
+ * IF clear since before the entry (its setEFlags unmasks them on a change of IF
+ * alone). On a CPU it costs an exit in 10 ms.
+ */
 static u32 timer_ticks(struct vcpu *v)
 {
 	u64 ticks = v->vm->ncpus > 1 ? SLICE_TICKS : (u64)tsc_khz * LOOK_MS;
