@@ -700,6 +700,13 @@ static int run_locked(struct vm *vm, struct hvi_run *a)
 	/* Where no handler of a signal runs (the freezer, a debugger), the call goes on by itself. */
 	if (r < 0)
 		return r == -EINTR ? -ERESTARTNOHAND : r;
+	/* A vCPU that slept was put away before; its clock went on. */
+	for (i = 0; i < vm->ncpus; i++) {
+		struct vcpu *v = vm->cpu[i];
+
+		if (likely(!v->reload))
+			v->page->tsc = v->page_tsc = vm->stopped_at + v->tsc_offset;
+	}
 	who->page->exit.view = who->view;
 	who->page->exit.tsc = vm->stopped_at + who->tsc_offset;
 	who->page->counters.exits++;
