@@ -90,8 +90,7 @@ static int reply_ok(struct cpu *c)
 	case HVI_REPLY_SCRATCH:
 		return x->reason == HVI_EXIT_EPT ? 0 : -EINVAL;
 	case HVI_REPLY_STEP:
-		if ((r->flags & ~HVI_STEP_NOTIFY) || r->step_view >= HVI_MAX_VIEWS ||
-		    !m->vm->view[r->step_view].used)
+		if ((r->flags & ~HVI_STEP_NOTIFY) || !view_ok(m->vm, r->step_view))
 			return -EINVAL;
 		return 0;
 	default:
@@ -264,7 +263,7 @@ static int enter(struct vm *vm, struct cpu **who)
 
 		if (!hvi_event_ok(&m->page->event))
 			return -EINVAL;
-		if (view != keep && (view >= HVI_MAX_VIEWS || !vm->view[view].used))
+		if (view != keep && !view_ok(vm, view))
 			return -EINVAL;
 		if (view < HVI_MAX_VIEWS && !m->set[view] && mmu_add_set(c, view))
 			return -ENOMEM;

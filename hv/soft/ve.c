@@ -10,26 +10,6 @@
 
 #define PART_SHIFT	7	/* 128 bytes */
 
-static bool view_ok(const struct vm *vm, u32 view)
-{
-	return view < HVI_MAX_VIEWS && vm->view[view].used;
-}
-
-static bool in_ram(const struct vm *vm, u64 gfn, u64 count)
-{
-	for (u64 end = gfn + count; gfn < end;) {
-		const struct slot *s = NULL;
-
-		for (u32 i = 0; i < vm->nslots; i++)
-			if (gfn - vm->slot[i].gfn < vm->slot[i].pages)
-				s = &vm->slot[i];
-		if (!s)
-			return false;
-		gfn = s->gfn + s->pages;
-	}
-	return true;
-}
-
 /* ---- requests ------------------------------------------------------------------------------ */
 
 int ve_set(struct vm *vm, const struct hvi_ve *a)
@@ -75,7 +55,7 @@ int ve_pages(struct vm *vm, const struct hvi_ve_pages *a)
 
 	if (!view_ok(vm, a->view) || a->convertible > 1 || !a->count)
 		return -EINVAL;
-	if (a->gfn > PHYS_MASK / PAGE || a->count > PHYS_MASK / PAGE + 1 || !in_ram(vm, a->gfn, a->count))
+	if (a->gfn > PHYS_MASK / PAGE || a->count > PHYS_MASK / PAGE + 1 || !view_in_ram(vm, a->gfn, a->count))
 		return -EFAULT;
 	v = &vm->view[a->view];
 	if (!v->ve) {

@@ -5,7 +5,7 @@
 #include <sys/mman.h>
 #include "vm.h"
 
-static bool view_ok(const struct vm *vm, u32 view)
+bool view_ok(const struct vm *vm, u32 view)
 {
 	return view < HVI_MAX_VIEWS && vm->view[view].used;
 }
@@ -16,21 +16,28 @@ static bool rights_ok(u32 rights)
 	return !(rights & ~HVI_RWX) && !((rights & HVI_W) && !(rights & HVI_R));
 }
 
-static int range_ok(const struct vm *vm, const struct hvi_ept_range *r)
+bool view_in_ram(const struct vm *vm, u64 gfn, u64 count)
 {
-	if (!r->count || !rights_ok(r->rights))
-		return -EINVAL;
-	for (u64 gfn = r->gfn, end = r->gfn + r->count; gfn < end;) {
+	for (u64 end = gfn + count; gfn < end;) {
 		const struct slot *s = NULL;
 
 		for (u32 i = 0; i < vm->nslots; i++)
 			if (gfn - vm->slot[i].gfn < vm->slot[i].pages)
 				s = &vm->slot[i];
 		if (!s)
-			return -EFAULT;
+			return false;
 		gfn = s->gfn + s->pages;
 	}
-	return 0;
+	return true;
+}
+
+static int range_ok(const struct vm *vm, const struct hvi_ept_range *r)
+{
+	if (r->gfn > PHYS_MASK >> 12)
+		return -EFAULT;
+	if (!r->count || !rights_ok(r->rights))
+		return -EINVAL;
+	return view_in_ram(vm, r->gfn, r->count) ? 0 : -EFAULT;
 }
 
 int ept_set(struct vm *vm, const struct hvi_ept *a)
@@ -43,7 +50,7 @@ int ept_set(struct vm *vm, const struct hvi_ept *a)
 	if (a->count && !r)
 		return -EFAULT;
 	for (u32 i = 0; i < a->count; i++) {
-		int err = r[i].gfn > PHYS_MASK >> 12 ? -EFAULT : range_ok(vm, &r[i]);
+		int err = range_ok(vm, &r[i]);
 
 		if (err)
 			return err;

@@ -24,6 +24,8 @@ int view_add_spare(struct vm *vm, struct hvi_spare *a);
 int ve_set(struct vm *vm, const struct hvi_ve *a);
 int ve_pages(struct vm *vm, const struct hvi_ve_pages *a);
 int spp_set(struct vm *vm, const struct hvi_spp *a);
+bool view_ok(const struct vm *vm, u32 view);
+bool view_in_ram(const struct vm *vm, u64 gfn, u64 count);
 void view_free(struct view *v);
 
 #endif

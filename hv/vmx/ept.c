@@ -9,17 +9,11 @@
 #include <linux/uaccess.h>
 #include "hvi_vmx.h"
 
-#define INDEX(gfn, level)	((gfn) >> (9 * ((level) - 1)) & 511)
 #define TABLE			0x7ull		/* an entry that points to a table: all rights */
 
 u64 ept_pointer(const u64 *root)
 {
 	return __pa(root) | 3 << 3 | 6;		/* four levels, write-back, no A/D bits */
-}
-
-static u64 *table_of(u64 entry)
-{
-	return __va(entry & EPT_FRAME);
 }
 
 void ept_clear(u64 *t)
@@ -44,7 +38,7 @@ static void free_table(u64 *t, int level)
 	if (level > 1)
 		for (i = 0; i < 512; i++)
 			if ((t[i] & TABLE) && !(t[i] & EPT_LARGE))
-				free_table(table_of(t[i]), level - 1);
+				free_table(ept_table(t[i]), level - 1);
 	free_page((unsigned long)t);
 }
 
@@ -54,13 +48,13 @@ u64 *ept_leaf(u64 *root, u64 gfn, int *level)
 	u64 *t = root;
 
 	for (*level = 4;; (*level)--) {
-		u64 *e = &t[INDEX(gfn, *level)];
+		u64 *e = &t[EPT_INDEX(gfn, *level)];
 
 		if (*level == 1 || (*e & EPT_LARGE))
 			return e;
 		if (!(*e & TABLE))
 			return NULL;
-		t = table_of(*e);
+		t = ept_table(*e);
 	}
 }
 
@@ -90,11 +84,6 @@ static void stale(struct view *v)
 }
 
 /* ---- entries --------------------------------------------------------------------------- */
-
-static bool view_ok(const struct vm *vm, u32 view)
-{
-	return view < HVI_MAX_VIEWS && vm->view[view].used;
-}
 
 u64 ept_frame(struct vm *vm, u32 view, u64 gfn)
 {
@@ -184,7 +173,7 @@ static u64 *make_path(struct view *v, u64 gfn, int to)
 	int level;
 
 	for (level = 4; level > to; level--) {
-		u64 *e = &t[INDEX(gfn, level)];
+		u64 *e = &t[EPT_INDEX(gfn, level)];
 
 		if (*e & EPT_LARGE)
 			return NULL;
@@ -196,9 +185,9 @@ static u64 *make_path(struct view *v, u64 gfn, int to)
 			WRITE_ONCE(*e, __pa(n) | TABLE);
 			v->gen++;
 		}
-		t = table_of(*e);
+		t = ept_table(*e);
 	}
-	return &t[INDEX(gfn, to)];
+	return &t[EPT_INDEX(gfn, to)];
 }
 
 static void fill_table(struct vm *vm, u32 view, u64 *t, u64 gfn)
@@ -257,7 +246,7 @@ int ept_fill(struct vm *vm, u32 view, u64 gfn)
 		fill_table(vm, view, t, gfn);
 		WRITE_ONCE(*e, __pa(t) | TABLE);
 	} else {
-		WRITE_ONCE(table_of(*e)[INDEX(gfn, 1)], entry_for(vm, view, index, gfn));
+		WRITE_ONCE(ept_table(*e)[EPT_INDEX(gfn, 1)], entry_for(vm, view, index, gfn));
 	}
 	v->gen++;
 	return 0;
@@ -296,23 +285,23 @@ static noinline bool come_near(struct vm *vm, struct view *v, u64 gfn)
 	return true;
 }
 
-/* Whether a range is RAM; large pages that it takes rights from become tables: this may fail. */
-static noinline int prepare(struct vm *vm, u32 view, const struct hvi_ept_range *r)
+/* Whether GFNs up to end are RAM; take: large pages among them become tables, which may fail. */
+static noinline int prepare(struct vm *vm, u32 view, u64 gfn, u64 end, bool take)
 {
 	struct view *v = &vm->view[view];
-	u64 gfn = r->gfn, end = r->gfn + r->count;
 
 	if (gfn > vmx_caps.max_gfn)
 		return -EFAULT;
 	for (; gfn < end; gfn = v->near.first + v->near.count) {
 		if (!come_near(vm, v, gfn))
 			return -EFAULT;
-		if (v->near.large && r->rights != HVI_RWX) {
+		if (v->near.large && take) {
 			int level, err = split(vm, view, ept_leaf(v->root, gfn, &level), gfn);
 
 			if (err)
 				return err;
 			come_near(vm, v, gfn);
+			cond_resched();
 		}
 	}
 	return 0;
@@ -326,18 +315,18 @@ static void merge(struct vm *vm, u32 view, u64 gfn)
 	int level;
 
 	for (level = 4; level > 2; level--) {
-		u64 e = t[INDEX(gfn, level)];
+		u64 e = t[EPT_INDEX(gfn, level)];
 
 		if (!(e & TABLE) || (e & EPT_LARGE))
 			return;
-		t = table_of(e);
+		t = ept_table(e);
 	}
-	t += INDEX(gfn, 2);
+	t += EPT_INDEX(gfn, 2);
 	if (!(*t & TABLE) || (*t & EPT_LARGE) || !uniform(vm, view, gfn))
 		return;
 	/* The table may still be cached by a CPU: stale() comes before anyone enters, and it is not reused before. */
 	{
-		u64 *old = table_of(*t);
+		u64 *old = ept_table(*t);
 		u64 frame = ept_frame(vm, view, gfn & ~511ull);
 
 		WRITE_ONCE(*t, frame | EPT_NO_VE | EPT_WB_IPAT | EPT_LARGE | HVI_RWX);
@@ -442,7 +431,7 @@ static int check_ranges(struct vm *vm, u32 view, const struct hvi_ept_range *r, 
 		if (!pages || r->rights > HVI_RWX || !(allowed >> r->rights & 1))
 			return -EINVAL;
 		if (unlikely(i >= n.count || pages > n.count - i || n.large)) {
-			int err = prepare(vm, view, r) ?: give_way(done);
+			int err = prepare(vm, view, r->gfn, r->gfn + pages, r->rights != HVI_RWX) ?: give_way(done);
 
 			if (err)
 				return err;
@@ -555,25 +544,6 @@ int ept_get(struct vm *vm, const struct hvi_ept *a)
 	return 0;
 }
 
-/* Whether count GFNs from gfn on are RAM; an empty range is a mistake. */
-static int in_ram(const struct vm *vm, u64 gfn, u64 count)
-{
-	u64 end = gfn + count;
-
-	if (!count)
-		return -EINVAL;
-	if (gfn > vmx_caps.max_gfn || count > vmx_caps.max_gfn + 1)
-		return -EFAULT;
-	while (gfn < end) {
-		const struct slot *s = slot_at(vm, gfn);
-
-		if (!s)
-			return -EFAULT;
-		gfn = s->gfn + s->pages;
-	}
-	return 0;
-}
-
 /* ---- marks: convertible to #VE, writable in parts ---------------------------------------------- */
 
 /* Set or clear a mark of pages. The large pages among them become tables first: this may fail. */
@@ -586,19 +556,14 @@ int ept_mark(struct vm *vm, u32 view, u64 gfn, u64 count, u8 mark, bool on)
 
 	if (!view_ok(vm, view))
 		return -EINVAL;
-	err = in_ram(vm, gfn, count);
+	if (!count)
+		return -EINVAL;
+	if (count > vmx_caps.max_gfn + 1)
+		return -EFAULT;
+	err = prepare(vm, view, gfn, end, on);
 	if (err)
 		return err;
 	v = &vm->view[view];
-	for (g = gfn; on && g < end; g = (g | 511) + 1) {
-		u64 *e = ept_leaf(v->root, g, &level);
-
-		if (e && level == 2)
-			err = split(vm, view, e, g);
-		if (err)
-			return err;
-		cond_resched();
-	}
 	v->marked |= on;
 	for (g = gfn; g < end; g++) {
 		u32 index = ram_index(vm, g);

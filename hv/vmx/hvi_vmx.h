@@ -314,6 +314,12 @@ bool ept_test_stale(struct view *v, int cpu);
 #define EPT_WB_IPAT	((6u << 3) | (1u << 6))
 #define EPT_LARGE	(1ull << 7)
 #define EPT_FRAME	0x000ffffffffff000ull
+/* Where a GFN stands in a table of a level, 1 to 4; the table that an entry points to. Of sub-page tables too. */
+#define EPT_INDEX(gfn, level)	((gfn) >> (9 * ((level) - 1)) & 511)
+static inline u64 *ept_table(u64 entry)
+{
+	return __va(entry & EPT_FRAME);
+}
 #define EPT_SPP		(1ull << 61)
 /* Suppress #VE, in entries of nothing too: only what the engine made convertible may become one. */
 #define EPT_NO_VE	(1ull << 63)
@@ -461,6 +467,11 @@ int vm_create(struct vm *vm, const struct hvi_create *a);
 int vm_intercept(struct vm *vm, const struct hvi_intercept *a);
 int vm_lock_held(struct vm *vm);
 extern atomic_t vm_count;
+
+static inline bool view_ok(const struct vm *vm, u32 view)
+{
+	return view < HVI_MAX_VIEWS && vm->view[view].used;
+}
 
 static inline struct vcpu *vcpu_of(const struct vm *vm, u32 index)
 {

@@ -61,7 +61,7 @@ static int reply_ok(struct vcpu *v, struct answer *a)
 	case HVI_REPLY_SCRATCH:
 		return x->reason == HVI_EXIT_EPT ? 0 : -EINVAL;
 	case HVI_REPLY_STEP:
-		if ((r->flags & ~HVI_STEP_NOTIFY) || r->step_view >= HVI_MAX_VIEWS || !v->vm->view[r->step_view].used)
+		if ((r->flags & ~HVI_STEP_NOTIFY) || !view_ok(v->vm, r->step_view))
 			return -EINVAL;
 		return 0;
 	default:
@@ -233,7 +233,7 @@ static int check_vcpu(struct vcpu *v, struct answer *a)
 			return -EINVAL;
 	}
 	v->page_view = READ_ONCE(v->page->view);
-	if (v->page_view != keep && (v->page_view >= HVI_MAX_VIEWS || !vm->view[v->page_view].used))
+	if (v->page_view != keep && !view_ok(vm, v->page_view))
 		return -EINVAL;
 	/* Page-directory pointers are read while nothing may sleep. */
 	if ((READ_ONCE(v->page->dirty) | v->reload) & (HVI_STATE_CR | HVI_STATE_MSR))

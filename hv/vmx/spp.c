@@ -7,13 +7,7 @@
  */
 #include "hvi_vmx.h"
 
-#define INDEX(gfn, level)	((gfn) >> (9 * ((level) - 1)) & 511)
 #define VALID			1ull
-
-static u64 *table_of(u64 entry)
-{
-	return __va(entry & EPT_FRAME);
-}
 
 static u64 *new_table(void)
 {
@@ -26,7 +20,7 @@ static void free_table(u64 *t, int level)
 
 	for (i = 0; level > 1 && i < 512; i++)
 		if (t[i] & VALID)
-			free_table(table_of(t[i]), level - 1);
+			free_table(ept_table(t[i]), level - 1);
 	free_page((unsigned long)t);
 }
 
@@ -52,7 +46,7 @@ static u64 *copy_table(const u64 *from, int level)
 
 		if (!(from[i] & VALID))
 			continue;
-		below = copy_table(table_of(from[i]), level - 1);
+		below = copy_table(ept_table(from[i]), level - 1);
 		if (!below) {
 			free_table(t, level);
 			return NULL;
@@ -73,7 +67,7 @@ static u64 *vector(u64 *t, u64 gfn)
 	int level;
 
 	for (level = 4; level > 1; level--) {
-		u64 *e = &t[INDEX(gfn, level)];
+		u64 *e = &t[EPT_INDEX(gfn, level)];
 
 		if (!(*e & VALID)) {
 			u64 *n = new_table();
@@ -82,9 +76,9 @@ static u64 *vector(u64 *t, u64 gfn)
 				return NULL;
 			*e = __pa(n) | VALID;
 		}
-		t = table_of(*e);
+		t = ept_table(*e);
 	}
-	return &t[INDEX(gfn, 1)];
+	return &t[EPT_INDEX(gfn, 1)];
 }
 
 static u64 even_bits(u32 mask)
@@ -105,7 +99,7 @@ int spp_set(struct vm *vm, const struct hvi_spp *a)
 
 	if (!(vmx_caps.caps & HVI_CAP_SPP))
 		return -EOPNOTSUPP;
-	if (a->view >= HVI_MAX_VIEWS || !vm->view[a->view].used)
+	if (!view_ok(vm, a->view))
 		return -EINVAL;
 	if (ram_index(vm, a->gfn) == NO_PAGE)
 		return -EFAULT;

@@ -11,15 +11,9 @@
 #include <asm/processor-flags.h>
 #include "hvi_vmx.h"
 
-#define INDEX(gfn, level)	((gfn) >> (9 * ((level) - 1)) & 511)
 #define PRIVATE			(1ull << 52)	/* ignored by the CPU: a table of our own */
 #define POOL_MIN		(1 + 3)
 #define ENTRY_AD		0x60		/* accessed and dirty, in the first byte of a guest's entry */
-
-static u64 *table_of(u64 entry)
-{
-	return __va(entry & EPT_FRAME);
-}
 
 int step_init(struct vcpu *v)
 {
@@ -257,7 +251,7 @@ static u64 *private_leaf(struct vcpu *v, u64 gfn)
 	int level, i;
 
 	for (level = 4; level > 1; level--) {
-		u64 *e = &t[INDEX(gfn, level)], *n;
+		u64 *e = &t[EPT_INDEX(gfn, level)], *n;
 
 		if (!(*e & PRIVATE)) {
 			if (v->pool_used == v->pool_size)
@@ -267,14 +261,14 @@ static u64 *private_leaf(struct vcpu *v, u64 gfn)
 				for (i = 0; i < 512; i++)
 					n[i] = (*e & ~EPT_LARGE) + ((u64)i << PAGE_SHIFT);
 			else if (*e & HVI_RWX)
-				memcpy(n, table_of(*e), PAGE_SIZE);
+				memcpy(n, ept_table(*e), PAGE_SIZE);
 			else
 				ept_clear(n);
 			*e = __pa(n) | HVI_RWX | PRIVATE;
 		}
-		t = table_of(*e);
+		t = ept_table(*e);
 	}
-	return &t[INDEX(gfn, 1)];
+	return &t[EPT_INDEX(gfn, 1)];
 }
 
 int step_enter(struct vcpu *v, u64 *eptp)

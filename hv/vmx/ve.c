@@ -34,7 +34,7 @@ static int check_views(struct vm *vm, const struct hvi_ve *a, u32 *views)
 	if (copy_from_user(views, (void __user *)(uintptr_t)a->views, a->view_count * sizeof(*views)))
 		return -EFAULT;
 	for (i = 0; i < a->view_count; i++) {
-		if (views[i] >= HVI_MAX_VIEWS || !vm->view[views[i]].used)
+		if (!view_ok(vm, views[i]))
 			return -EINVAL;
 		for (k = 0; k < i; k++)
 			if (views[k] == views[i])
