@@ -208,12 +208,18 @@ describe("addresses of operands", () => {
     expect(address("0f ba 2b 07", with_(999, 0))).toBe(0x10000);
   });
 
-  test("every access, explicit and implicit", () => {
+  /** RSP, RBX and RSI point somewhere, RDI where it is told. */
+  function vcpuWithPointers(rdi: number): Vcpu {
     const v = newVcpu();
     v.setGprNumber(abi.HVI_RSP, 0x8000);
     v.setGprNumber(abi.HVI_RBX, 0x100);
     v.setGprNumber(abi.HVI_RSI, 0x200);
-    v.setGprNumber(abi.HVI_RDI, 0x300);
+    v.setGprNumber(abi.HVI_RDI, rdi);
+    return v;
+  }
+
+  test("every access, explicit and implicit", () => {
+    const v = vcpuWithPointers(0x300);
     const list = (text: string): string[] =>
       memoryAccesses(v, insnOf(text)).map(
         (a) => `${a.read ? "r" : ""}${a.write ? "w" : ""} ${a.gva.toString(16)} ${a.size}`,
@@ -232,11 +238,7 @@ describe("addresses of operands", () => {
     expect(list("90")).toEqual([]);
   });
   test("the bytes that an instruction accesses from an address on", () => {
-    const v = newVcpu();
-    v.setGprNumber(abi.HVI_RSP, 0x8000);
-    v.setGprNumber(abi.HVI_RBX, 0x100);
-    v.setGprNumber(abi.HVI_RSI, 0x200);
-    v.setGprNumber(abi.HVI_RDI, 0x1ffe);
+    const v = vcpuWithPointers(0x1ffe);
     const bytes = (text: string, gva: number) => bytesAccessedAt(v, insnOf(text), gva);
     expect(bytes("89 03", 0x100)).toBe(4);
     // The part in a second page.

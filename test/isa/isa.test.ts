@@ -2,22 +2,13 @@
 // Every instruction form against the host's own CPU: see isa.h.
 import { beforeAll, expect, test } from "bun:test";
 import { join } from "node:path";
-
-const root = join(import.meta.dir, "../..");
+import { make, root, run } from "../support/native.ts";
 
 /** States a form is tried with; HVI_ISA_STATES makes it more or less. */
 const states = Number(process.env.HVI_ISA_STATES ?? 100);
 
-function run(command: string[]): { code: number; output: string } {
-  const result = Bun.spawnSync(command, { cwd: root, stdout: "pipe", stderr: "pipe" });
-  return { code: result.exitCode, output: result.stdout.toString() + result.stderr.toString() };
-}
-
 beforeAll(() => {
-  for (const directory of ["hv/soft", "test/isa"]) {
-    const made = run(["make", "-s", "-j2", "-C", directory]);
-    if (made.code !== 0) throw new Error(`make -C ${directory}:\n${made.output}`);
-  }
+  make("hv/soft", "test/isa");
 }, 300_000);
 
 test("2,000 forms and more agree with the host's CPU", async () => {

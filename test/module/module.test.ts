@@ -1,18 +1,10 @@
 // SPDX-License-Identifier: MIT
 // Parts of the module (hv/vmx) that need no VT-x, built in user space.
 import { beforeAll, expect, test } from "bun:test";
-import { join } from "node:path";
-
-const root = join(import.meta.dir, "../..");
-
-function run(command: string[]): { code: number; output: string } {
-  const result = Bun.spawnSync(command, { cwd: root, stdout: "pipe", stderr: "pipe" });
-  return { code: result.exitCode, output: result.stdout.toString() + result.stderr.toString() };
-}
+import { make, run } from "../support/native.ts";
 
 beforeAll(() => {
-  const made = run(["make", "-s", "-C", "test/module"]);
-  if (made.code !== 0) throw new Error(`make -C test/module:\n${made.output}`);
+  make("test/module");
 }, 60_000);
 
 test("the length of an instruction, where one is given, is Zydis's in 16, 32 and 64-bit code", () => {

@@ -25,6 +25,11 @@ const VMFUNC_AT = 7;
 const LOAD = "488b1e";
 const STORE = "488917";
 const CALL_OUT = "e642";
+/** Starts with a store to the first QWORD of data page 0. */
+const STORES: Pick<Case, "entry" | "regs"> = {
+  entry: "st8",
+  regs: (t) => ({ rdi: t.d(0), rax: VALUE }),
+};
 const out = () => exit(abi.HVI_EXIT_IO, { number: 0x42 });
 
 /** View n + 1 shows `values[n]` in data page 0; views 0 and these may be selected. */
@@ -288,6 +293,11 @@ function convertible(t: Bench, ...gpas: number[]): void {
   t.vm.setVe(0, true, INFO, []);
   for (const gpa of gpas) t.vm.setVePages(0, gpa >>> 12, 1, true);
 }
+/** Data page 0 is convertible and read only. */
+function closed(t: Bench): void {
+  convertible(t, t.p(0));
+  t.rights(t.p(0), R);
+}
 /** The guest's handler is done with the information area. */
 const free = (_: Vcpu, t: Bench) => t.put32(INFO + 4, 0);
 
@@ -297,10 +307,7 @@ const exceptions: Case[] = [
     needs: "ve",
     entry: "st8",
     regs: (t) => ({ rdi: t.d(0, 0x18), rax: VALUE }),
-    setup: (t) => {
-      convertible(t, t.p(0));
-      t.rights(t.p(0), R);
-    },
+    setup: closed,
     // The handler leaves the area busy: the second violation exits.
     script: (t) => [trap(VE, { rip: "st8" }), ept("w", t.p(0, 0x18), { rights: R }).scratch()],
     memory: (t) => [[t.p(0, 0x18), le(0, 8)]],
@@ -310,8 +317,7 @@ const exceptions: Case[] = [
     name: "ve.user",
     needs: "ve",
     mode: "user",
-    entry: "st8",
-    regs: (t) => ({ rdi: t.d(0), rax: VALUE }),
+    ...STORES,
     setup: (t) => {
       convertible(t, t.p(0));
       t.rights(t.p(0), RX);
@@ -355,10 +361,7 @@ const exceptions: Case[] = [
     needs: "ve",
     entry: "st8x2",
     regs: (t) => ({ rdi: t.d(0), rax: VALUE }),
-    setup: (t) => {
-      convertible(t, t.p(0));
-      t.rights(t.p(0), R);
-    },
+    setup: closed,
     script: () => [
       trap(VE, { rip: "st8x2" }).do(free),
       trap(VE, { rip: "st8x2" }).do(free),
@@ -370,8 +373,7 @@ const exceptions: Case[] = [
   {
     name: "ve.off",
     needs: "ve",
-    entry: "st8",
-    regs: (t) => ({ rdi: t.d(0), rax: VALUE }),
+    ...STORES,
     setup: (t) => {
       convertible(t, t.p(0));
       t.vm.setVe(0, false, 0, []);
@@ -401,8 +403,7 @@ const exceptions: Case[] = [
     vcpus: 2,
     entry: "st8",
     setup: (t) => {
-      convertible(t, t.p(0));
-      t.rights(t.p(0), R);
+      closed(t);
       t.cpus[0]!.setAll({ rdi: t.d(0), rax: VALUE });
       t.cpus[1]!.setAll({ rip: t.symbol("st8"), rdi: t.d(0), rax: VALUE });
     },
@@ -452,10 +453,7 @@ const exceptions: Case[] = [
     needs: "ve",
     entry: "st8x2",
     regs: (t) => ({ rdi: t.d(0), rax: VALUE }),
-    setup: (t) => {
-      convertible(t, t.p(0));
-      t.rights(t.p(0), R);
-    },
+    setup: closed,
     script: (t) => [
       trap(VE, { rip: "st8x2" })
         .do(free)
@@ -467,11 +465,9 @@ const exceptions: Case[] = [
   {
     name: "ve.copied-with-the-view",
     needs: "ve",
-    entry: "st8",
-    regs: (t) => ({ rdi: t.d(0), rax: VALUE }),
+    ...STORES,
     setup: (t) => {
-      convertible(t, t.p(0));
-      t.rights(t.p(0), R);
+      closed(t);
       t.vcpu().view = t.vm.createView(0);
       t.vm.setVePages(0, t.gfn(0), 1, false);
     },
@@ -480,8 +476,7 @@ const exceptions: Case[] = [
   {
     name: "ve.of-its-view",
     needs: "ve",
-    entry: "st8",
-    regs: (t) => ({ rdi: t.d(0), rax: VALUE }),
+    ...STORES,
     setup: (t) => {
       t.rights(t.p(0), R);
       t.vcpu().view = t.vm.createView(0);
@@ -507,11 +502,9 @@ const exceptions: Case[] = [
   {
     name: "ve.remapped",
     needs: "ve",
-    entry: "st8",
-    regs: (t) => ({ rdi: t.d(0), rax: VALUE }),
+    ...STORES,
     setup: (t) => {
-      convertible(t, t.p(0));
-      t.rights(t.p(0), R);
+      closed(t);
       t.vm.remap(0, t.gfn(0), t.vm.addSpare(1));
     },
     script: (t) => [trap(VE, { rip: "st8" }), ept("w", t.p(0)).scratch()],
@@ -520,11 +513,9 @@ const exceptions: Case[] = [
     // The CPU writes there whatever the views say: the page is the engine's choice.
     name: "ve.information-page-hooked",
     needs: "ve",
-    entry: "st8",
-    regs: (t) => ({ rdi: t.d(0), rax: VALUE }),
+    ...STORES,
     setup: (t) => {
-      convertible(t, t.p(0));
-      t.rights(t.p(0), R);
+      closed(t);
       t.rights(INFO, 0);
       t.vm.remap(0, INFO >>> 12, t.vm.addSpare(1));
     },
@@ -534,11 +525,9 @@ const exceptions: Case[] = [
   {
     name: "ve.information-page-busy-from-the-start",
     needs: "ve",
-    entry: "st8",
-    regs: (t) => ({ rdi: t.d(0), rax: VALUE }),
+    ...STORES,
     setup: (t) => {
-      convertible(t, t.p(0));
-      t.rights(t.p(0), R);
+      closed(t);
       t.put32(INFO + 4, 1);
     },
     script: (t) => [ept("w", t.p(0)).scratch()],
@@ -586,11 +575,9 @@ const exceptions: Case[] = [
   {
     name: "ve.intercepted",
     needs: "ve",
-    entry: "st8",
-    regs: (t) => ({ rdi: t.d(0), rax: VALUE }),
+    ...STORES,
     setup: (t) => {
-      convertible(t, t.p(0));
-      t.rights(t.p(0), R);
+      closed(t);
       t.vm.intercept(abi.HVI_INTERCEPT_EXCEPTION, 0, 1 << VE);
     },
     script: (t) => [
@@ -607,8 +594,7 @@ const exceptions: Case[] = [
   {
     name: "ve.stepped",
     needs: "ve",
-    entry: "st8",
-    regs: (t) => ({ rdi: t.d(0), rax: VALUE }),
+    ...STORES,
     setup: (t) => {
       t.rights(t.p(0), R);
       t.vm.setVePages(t.vm.createView(0), t.gfn(0), 1, true);
@@ -626,11 +612,9 @@ const exceptions: Case[] = [
     // SDM 25.5.7.3: with respect to double faults it is a page fault.
     name: "ve.its-delivery-faults",
     needs: "ve",
-    entry: "st8",
-    regs: (t) => ({ rdi: t.d(0), rax: VALUE }),
+    ...STORES,
     setup: (t) => {
-      convertible(t, t.p(0));
-      t.rights(t.p(0), R);
+      closed(t);
       gate(t, VE, { present: false });
     },
     script: [trap(8, { error: 0 })],
@@ -791,8 +775,7 @@ const parts: Case[] = [
   {
     name: "spp.not-without-read",
     needs: "spp",
-    entry: "st8",
-    regs: (t) => ({ rdi: t.d(0), rax: VALUE }),
+    ...STORES,
     setup: (t) => {
       t.rights(t.p(0), X);
       t.vm.setSubPage(0, t.gfn(0), 0xffffffff);
