@@ -64,8 +64,6 @@ refused() {
 	[ ! -e /dev/hvi ] || fail "/dev/hvi is there all the same"
 }
 says() { dmesg | grep -q "$1" || fail "the kernel's log does not say: $1"; }
-kvm() { for m in irqbypass kvm kvm-intel; do insmod /lab/kvm/$m.ko || fail "$m.ko does not load"; done; }
-no_kvm() { for m in kvm-intel kvm irqbypass; do rmmod $m || fail "$m does not unload"; done; }
 online() { echo $1 > /sys/devices/system/cpu/cpu1/online || fail "CPU 1 does not go to $1"; }
 `;
 

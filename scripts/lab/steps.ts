@@ -61,6 +61,14 @@ load() {
 	insmod /lab/hvi.ko "$@" || fail "hvi.ko does not load: $(dmesg | tail -n 3)"
 }
 unload() { rmmod hvi || fail "hvi.ko does not unload"; }
+kvm() { for m in irqbypass kvm kvm-intel; do insmod /lab/kvm/$m.ko || fail "$m.ko does not load"; done; }
+no_kvm() { for m in kvm-intel kvm irqbypass; do rmmod $m || fail "$m does not unload"; done; }
+# leaves_nothing COMMAND: slabs and pages are after it as before.
+leaves_nothing() {
+	counters.sh save /tmp/counters
+	counters.sh run "$@" || fail "$*: exit code $?"
+	counters.sh compare /tmp/counters || fail "counters differ"
+}
 `;
 
 export const STEPS: readonly Step[] = [
@@ -101,7 +109,7 @@ unload`,
     // The module says why it does not go on.
     allow: /hvi: .*VMX|hvi: .*KVM/,
     script: `
-for m in irqbypass kvm kvm-intel; do insmod /lab/kvm/$m.ko || fail "$m.ko does not load"; done
+kvm
 # KVM switches VMX on with its first guest.
 /lab/bin/kvm-guest &
 holder=$!
@@ -110,7 +118,7 @@ insmod /lab/hvi.ko; first=$?
 [ $first -ne 0 ] || rmmod hvi
 kill $holder; wait $holder 2> /dev/null
 dmesg | grep hvi
-for m in kvm-intel kvm irqbypass; do rmmod $m || fail "$m does not unload"; done
+no_kvm
 [ $first -ne 0 ] || fail "hvi.ko loads while KVM has VMX on"
 load
 unload`,
@@ -208,10 +216,10 @@ unload`,
     needs: ["module", "kvm", "exit-cost", "engine-cost", "hvi"],
     limit: 400,
     script: `
-for m in irqbypass kvm kvm-intel; do insmod /lab/kvm/$m.ko || fail "$m.ko does not load"; done
+kvm
 exit-cost kvm > /lab/out/costs
 [ $? -le 1 ] || fail "exit-cost kvm"
-for m in kvm-intel kvm irqbypass; do rmmod $m || fail "$m does not unload"; done
+no_kvm
 load
 exit-cost hvi >> /lab/out/costs
 [ $? -le 1 ] || fail "exit-cost hvi"
@@ -247,9 +255,7 @@ unload`,
 load
 # The first round makes what stays: caches, folders, per-CPU lists.
 fuzz --seed 2 --calls 3000 > /tmp/first || { cat /tmp/first; fail "fuzz: exit code 1 or more"; }
-counters.sh save /tmp/counters
-counters.sh run fuzz --seed 1 --calls 100000 || fail "fuzz: exit code $?"
-counters.sh compare /tmp/counters || fail "counters differ"
+leaves_nothing fuzz --seed 1 --calls 100000
 unload`,
   },
   {
@@ -259,9 +265,7 @@ unload`,
     script: `
 load
 kills.sh 2 victim || fail "kills.sh: exit code $?"
-counters.sh save /tmp/counters
-counters.sh run kills.sh 50 victim || fail "kills.sh: exit code $?"
-counters.sh compare /tmp/counters || fail "counters differ"
+leaves_nothing kills.sh 50 victim
 unload
 load
 unload`,
@@ -274,13 +278,12 @@ unload`,
 load
 engine() {
 	# It takes about two seconds to its first entry.
-	KILLS_MS=5000 "$@" hvi run --backend vmx --kernel /lab/guest/vmlinuz --initrd /lab/guest/initramfs.cpio \\
+	export KILLS_MS=5000
+	"$@" hvi run --backend vmx --kernel /lab/guest/vmlinuz --initrd /lab/guest/initramfs.cpio \\
 		--append "console=ttyS0" --protect all --console /tmp/console
 }
 engine kills.sh 1 || fail "kills.sh: exit code $?"
-counters.sh save /tmp/counters
-engine counters.sh run kills.sh 50 || fail "kills.sh: exit code $?"
-counters.sh compare /tmp/counters || fail "counters differ"
+engine leaves_nothing kills.sh 50
 unload
 load
 unload`,
