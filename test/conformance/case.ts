@@ -146,7 +146,7 @@ export interface Case {
   /** What the backend must have; else the case says so in the transcript. */
   needs?: "avx" | keyof typeof NEEDED_CAPS;
   /** Guest time of a run in TSC ticks, or of each run in turn; 0: no deadline. */
-  budget?: number | number[];
+  budget?: number | (number | undefined)[];
 }
 
 /** Access bits from letters: r w x, e (event), k (walk), u (user), n (no RAM), - (no GVA). */

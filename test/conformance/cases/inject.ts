@@ -255,7 +255,7 @@ export const injections: Case[] = [
         .resume(),
       trap(0x30, { rip: t.symbol("hlt") + 1 }, { regs: { mpState: abi.HVI_MP_RUNNING } }),
     ],
-    budget: 200000,
+    budget: [200000],
   },
   {
     name: "inject.nmi.wakes-halt",
@@ -266,7 +266,7 @@ export const injections: Case[] = [
         .resume(),
       trap(2, { rip: t.symbol("hlt") + 1 }),
     ],
-    budget: 200000,
+    budget: [200000],
   },
   {
     name: "window.irq.after-sti",
