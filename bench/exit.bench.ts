@@ -9,7 +9,9 @@
 import { heapStats } from "bun:jsc";
 import { HVI_EXIT_EPT, HVI_R, HVI_W, HVI_X, openVm, type Vm } from "../src/bridge/index.ts";
 import { ALLOW, DENY, GpaHooks, type HookAction } from "../src/ept/gpa-hooks.ts";
+import { ExitInstructions } from "../src/ept/instructions.ts";
 import { enterRealMode } from "../src/machine/load/entry.ts";
+import { PhysicalMemory } from "../src/memory/physical.ts";
 import { measure, report } from "./measure.ts";
 
 const ROUNDS = 200_000;
@@ -44,7 +46,7 @@ function exits(vm: Vm, hooks: GpaHooks, n: number): number {
 
 function hooked(action: HookAction): { vm: Vm; hooks: GpaHooks } {
   const vm = guest();
-  const hooks = new GpaHooks(vm, () => 0);
+  const hooks = new GpaHooks(vm, new ExitInstructions(vm, new PhysicalMemory(vm.ram)));
   hooks.add(HOOKED_GFN, HVI_W, () => action);
   hooks.commit();
   return { vm, hooks };

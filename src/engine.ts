@@ -78,7 +78,7 @@ export class Engine {
     this.#alerts = options.alerts;
     this.#protections = options.protections;
     const instructions = new ExitInstructions(options.vm, options.memory);
-    this.#hooks = new GpaHooks(options.vm, (vcpu, gva) => instructions.size(vcpu, gva));
+    this.#hooks = new GpaHooks(options.vm, instructions);
     this.#written = (access, out) => instructions.bytes(access, out);
   }
 
@@ -225,8 +225,7 @@ export class Engine {
         this.deadline = access.vcpu.exitTsc + 1;
         return ALLOW;
       },
-      offset,
-      offset + 4,
+      { start: offset, end: offset + 4, owner: "engine" },
     );
   }
 

@@ -114,7 +114,7 @@ function hooked(
 ): void {
   const vm = makeGuest();
   const instructions = new ExitInstructions(vm, new PhysicalMemory(vm.ram));
-  const hooks = new GpaHooks(vm, (vcpu, gva) => instructions.size(vcpu, gva));
+  const hooks = new GpaHooks(vm, instructions);
   hooks.add(HOOKED / 4096, HVI_W, make(vm, instructions));
   hooks.commit();
   vm.ram.bytes[0][HOOKED] = 0xee;

@@ -16,11 +16,11 @@ import {
   REPLY_ACTION,
 } from "../bridge/index.ts";
 import { ALLOW, DENY, GpaHooks, type HookAction, REPLIED, RETRY } from "./gpa-hooks.ts";
-import { violate } from "./violation.fixture.ts";
+import { noInstructions, violate } from "./violation.fixture.ts";
 
 function setup() {
   const { vm, backend } = fakeVm();
-  return { vm, backend, hooks: new GpaHooks(vm, () => 0) };
+  return { vm, backend, hooks: new GpaHooks(vm, noInstructions) };
 }
 
 describe("rights", () => {
@@ -70,7 +70,7 @@ describe("rights", () => {
     [HVI_W, 0, 4097],
   ])("refuse right %p of [%p, %p)", (right, start, end) => {
     const { hooks } = setup();
-    expect(() => hooks.add(1, right, () => ALLOW, start, end)).toThrow(RangeError);
+    expect(() => hooks.add(1, right, () => ALLOW, { start, end })).toThrow(RangeError);
   });
 });
 
@@ -127,8 +127,7 @@ describe("dispatch", () => {
         called++;
         return DENY;
       },
-      0x10,
-      0x18,
+      { start: 0x10, end: 0x18 },
     );
     hooks.commit();
     const vcpu = violate(vm, backend, { gpa, access: HVI_ACCESS_WRITE, size });
@@ -137,32 +136,169 @@ describe("dispatch", () => {
     expect(vcpu.u32[REPLY_ACTION >>> 2]).toBe(calls === 1 ? HVI_REPLY_SCRATCH : HVI_REPLY_RESUME);
   });
 
-  test.each([
-    ["operand ends before the part", 8, HVI_ACCESS_WRITE, 0],
-    ["operand reaches into it", 9, HVI_ACCESS_WRITE, 1],
-    ["operand is not known either", 0, HVI_ACCESS_WRITE, 1],
-    // The stack frame of an event is no operand of the instruction it interrupted.
-    ["event's delivery writes", 8, HVI_ACCESS_WRITE | HVI_ACCESS_EVENT, 1],
-  ])(
-    "a backend that does not tell the size: the instruction's %s",
-    (_what, bytes, access, calls) => {
-      const { vm, backend } = fakeVm();
-      const hooks = new GpaHooks(vm, (_vcpu, gva) => (gva === 0x7008 ? bytes : Number.NaN));
-      let called = 0;
-      const count = (): HookAction => {
-        called++;
+  /** What an instruction accesses: linear address, bytes, HVI_ACCESS_READ | HVI_ACCESS_WRITE. */
+  type Operand = readonly [gva: number, size: number, flags: number];
+
+  /** A page at 0x7000, GFN 5, and the next one, GFN 9; the exit is at its byte 8. */
+  function operands(
+    list: readonly Operand[] | undefined,
+    access: number,
+    right: number,
+    start = 0,
+  ) {
+    const { vm, backend } = fakeVm();
+    const hooks = new GpaHooks(vm, {
+      accesses: () =>
+        list && {
+          count: list.length,
+          gva: Float64Array.from(list, (o) => o[0]),
+          size: Uint32Array.from(list, (o) => o[1]),
+          flags: Uint8Array.from(list, (o) => o[2]),
+        },
+      gpaOf: (_vcpu, gva) =>
+        Math.floor(gva / 4096) === 7 || Math.floor(gva / 4096) === 20
+          ? 0x5000 + (gva % 4096)
+          : 0x9000 + (gva % 4096),
+    });
+    const seen: string[] = [];
+    hooks.add(
+      5,
+      right,
+      (a) => {
+        seen.push(`${(a.gpa % 4096).toString(16)}+${a.size} ${a.access & 3}`);
         return ALLOW;
-      };
-      hooks.add(5, HVI_W, count, 0x10, 0x18);
-      hooks.commit();
-      hooks.dispatch(violate(vm, backend, { gpa: 0x5008, gva: 0x7008, access }));
-      expect(called).toBe(calls);
-    },
-  );
+      },
+      { start, end: start === 0 ? 4096 : start + 8 },
+    );
+    hooks.commit();
+    hooks.dispatch(violate(vm, backend, { gpa: 0x5008, gva: 0x7008, access }));
+    return { seen, counters: hooks.counters };
+  }
+  const R = HVI_ACCESS_READ;
+  const W = HVI_ACCESS_WRITE;
+
+  test.each<[string, Operand[] | undefined, number, string[]]>([
+    ["an operand that ends before the part", [[0x7008, 8, W]], W, []],
+    ["an operand that reaches into it", [[0x7008, 9, W]], W, ["8+9 2"]],
+    ["an operand that is not known", undefined, W, ["8+4088 2"]],
+    ["an operand elsewhere", [[0x8008, 1, W]], W, ["8+4088 2"]],
+    // The stack frame of an event is no operand of the instruction it interrupted.
+    ["an event's delivery", [[0x7008, 1, W]], W | HVI_ACCESS_EVENT, ["8+4088 2"]],
+    [
+      "two operands of the page",
+      [
+        [0x7008, 2, W],
+        [0x7012, 2, W],
+      ],
+      W,
+      ["12+2 2"],
+    ],
+    [
+      "an operand through another mapping of the page",
+      [
+        [0x7008, 2, W],
+        [0x14010, 4, W],
+      ],
+      W,
+      ["10+4 2"],
+    ],
+  ])("a part of a page and %s", (_what, list, access, calls) => {
+    expect(operands(list, access, HVI_W, 0x10).seen).toEqual(calls);
+  });
+
+  test("what the instruction does to the page beside the violation is put to the hooks as well", () => {
+    // MOVS inside the page: the exit is its read, and opens the page for its write.
+    expect(
+      operands(
+        [
+          [0x7008, 4, R],
+          [0x7100, 4, W],
+        ],
+        R,
+        HVI_W,
+      ).seen,
+    ).toEqual(["100+4 2"]);
+    // A CPU tells of a read-modify-write that it writes.
+    expect(operands([[0x7008, 4, R | W]], W, HVI_R).seen).toEqual(["8+4 3"]);
+    // A plain write is no read, though the page without R cannot be written either.
+    expect(operands([[0x7008, 4, W]], R | W, HVI_R).seen).toEqual([]);
+  });
+
+  test("of an operand over a page boundary the part in the page counts", () => {
+    expect(operands([[0x6ffc, 16, W]], W, HVI_W).seen).toEqual(["0+12 2"]);
+    expect(operands([[0x7008, 0x1000, W]], W, HVI_W).seen).toEqual(["8+4088 2"]);
+  });
+
+  test("what no operand explains is counted", () => {
+    expect(operands([[0x7008, 4, W]], W, HVI_W).counters.unexplained).toBe(0);
+    expect(operands(undefined, W, HVI_W).counters.unexplained).toBe(1);
+  });
 
   test("only hooks of the right that was used are called", () => {
     expect(answer([DENY], HVI_ACCESS_READ)).toBe(HVI_REPLY_RESUME);
     expect(answer([RETRY], HVI_ACCESS_EXEC, HVI_X)).toBe(HVI_REPLY_RETRY);
+  });
+
+  test("the greater priority is asked first, equals in the order in which they came", () => {
+    const { vm, backend, hooks } = setup();
+    const order: string[] = [];
+    const named = (name: string) => (): HookAction => {
+      order.push(name);
+      return ALLOW;
+    };
+    hooks.add(5, HVI_W, named("a"));
+    hooks.add(5, HVI_W, named("high"), { priority: 10 });
+    hooks.add(5, HVI_W, named("b"));
+    hooks.add(5, HVI_W, named("low"), { priority: -1 });
+    hooks.add(5, HVI_W, named("high too"), { priority: 10 });
+    hooks.commit();
+    hooks.dispatch(violate(vm, backend, { gpa: 0x5000, access: HVI_ACCESS_WRITE, size: 1 }));
+    expect(order).toEqual(["high", "high too", "a", "b", "low"]);
+  });
+
+  test("a hook added from a handler is asked at the next access", () => {
+    const { vm, backend, hooks } = setup();
+    let second = 0;
+    let added = false;
+    hooks.add(5, HVI_W, () => {
+      if (!added) {
+        hooks.add(
+          5,
+          HVI_W,
+          () => {
+            second++;
+            return ALLOW;
+          },
+          { priority: 1 },
+        );
+      }
+      added = true;
+      return ALLOW;
+    });
+    hooks.commit();
+    const once = (): void => {
+      hooks.dispatch(violate(vm, backend, { gpa: 0x5000, access: HVI_ACCESS_WRITE, size: 1 }));
+    };
+    once();
+    expect(second).toBe(0);
+    once();
+    expect(second).toBe(1);
+  });
+
+  test.each([
+    [ALLOW, 1],
+    [DENY, 0],
+  ] as const)("what waits for the outcome runs when all hooks allow (%p)", (other, runs) => {
+    const { vm, backend, hooks } = setup();
+    let ran = 0;
+    hooks.add(5, HVI_W, () => {
+      hooks.ifAllowed({ run: () => ran++ });
+      return ALLOW;
+    });
+    hooks.add(5, HVI_W, () => other);
+    hooks.commit();
+    hooks.dispatch(violate(vm, backend, { gpa: 0x5000, access: HVI_ACCESS_WRITE, size: 1 }));
+    expect(ran).toBe(runs);
   });
 
   test("a hook may remove itself and its neighbour while it runs", () => {

@@ -4,7 +4,9 @@ import {
   HVI_ACCESS_EVENT,
   HVI_ACCESS_EXEC,
   HVI_ACCESS_GVA,
+  HVI_ACCESS_READ,
   HVI_ACCESS_WALK,
+  HVI_ACCESS_WRITE,
   HVI_R,
   HVI_RWX,
   HVI_W,
@@ -17,6 +19,9 @@ import {
  * Hooks on guest physical pages (the guide's "Guest physical memory hooks"): take a right away from
  * a page in the EPT and be called when the guest needs it. Several hooks may share a page; each can
  * be narrower than the page.
+ *
+ * A backend opens a whole page for the instruction that violated it, so all that the instruction does
+ * to the page is put to the hooks at once: what it accesses is told by its operands, not by the exit.
  */
 
 /** What a hook wants done with an access. The numerically greatest of all hooks called wins. */
@@ -34,7 +39,7 @@ export interface PageAccess {
   vcpu: Vcpu;
   /** First byte, guest physical; the access does not leave its page. */
   gpa: number;
-  /** Bytes; to the end of the page when the backend does not know the size. */
+  /** Bytes; to the end of the page when they cannot be known. */
   size: number;
   /** Linear address the guest used, NaN when there is none. */
   gva: number;
@@ -42,8 +47,24 @@ export interface PageAccess {
   access: number;
 }
 
-/** Bytes that the instruction at RIP accesses from a linear address on; 0 when it cannot tell. */
-export type AccessSizes = (vcpu: Vcpu, gva: number) => number;
+/** Accesses of one instruction to memory. Arrays are made once; `count` of their elements are meant. */
+export interface AccessList {
+  readonly count: number;
+  /** Linear address of the first byte, signed; NaN when it cannot be told. */
+  readonly gva: Float64Array;
+  /** Bytes. */
+  readonly size: Uint32Array;
+  /** HVI_ACCESS_READ, HVI_ACCESS_WRITE or both. */
+  readonly flags: Uint8Array;
+}
+
+/** What the instruction behind an exit accesses. */
+export interface ExitAccesses {
+  /** Undefined when the instruction at RIP cannot be read or decoded. Overwritten by the next call. */
+  accesses(vcpu: Vcpu): AccessList | undefined;
+  /** Guest physical address of a linear one in the vCPU's own tables; -1 when there is none. */
+  gpaOf(vcpu: Vcpu, gva: number): number;
+}
 
 export type HookHandler = (access: PageAccess, hook: GpaHook) => HookAction;
 
@@ -54,14 +75,51 @@ export interface GpaHook {
   /** Bytes of the page that are meant: from `start` up to, not including, `end`. */
   readonly start: number;
   readonly end: number;
+  readonly priority: number;
+  /** Whose hook it is, for statistics. */
+  readonly owner: string;
   readonly handler: HookHandler;
   removed: boolean;
+  /** How often it was called. */
+  calls: number;
+}
+
+export interface GpaHookOptions {
+  /** Part of the page, in bytes: [start, end). The whole page when left out. */
+  start?: number;
+  end?: number;
+  /** Hooks of greater priority are called before the others of a page; 0 when left out. */
+  priority?: number;
+  owner?: string;
+}
+
+/** Work that waits for the outcome of an access. Objects, so that an exit makes no closures. */
+export interface Continuation {
+  /** Called once; the guest stands at the exit, or right after the instruction. */
+  run(vcpu: Vcpu): void;
+}
+
+/** What became of the exits so far. They only grow. */
+export interface GpaHookCounters {
+  exits: number;
+  reads: number;
+  writes: number;
+  fetches: number;
+  allowed: number;
+  denied: number;
+  retried: number;
+  replied: number;
+  /** Exits whose instruction could not be decoded, or does not account for the access. */
+  unexplained: number;
+  /** Calls of HVI_EPT_SET. */
+  commits: number;
 }
 
 /** One page with hooks. */
 interface Page {
   readonly gfn: number;
-  hooks: GpaHook[];
+  /** Replaced, not changed, when one is added: handlers may add while the list is walked. */
+  hooks: readonly GpaHook[];
   /** Rights in the EPT since the last commit. */
   rights: number;
   changed: boolean;
@@ -70,23 +128,38 @@ interface Page {
 const PAGE_SIZE = 4096;
 /** Accesses that are not to an operand of the instruction at RIP. */
 const NOT_AN_OPERAND = HVI_ACCESS_EXEC | HVI_ACCESS_WALK | HVI_ACCESS_EVENT;
+const READ_WRITE = HVI_ACCESS_READ | HVI_ACCESS_WRITE;
 
 export class GpaHooks {
+  readonly counters: GpaHookCounters = {
+    exits: 0,
+    reads: 0,
+    writes: 0,
+    fetches: 0,
+    allowed: 0,
+    denied: 0,
+    retried: 0,
+    replied: 0,
+    unexplained: 0,
+    commits: 0,
+  };
   readonly #vm: Vm;
-  readonly #sizes: AccessSizes;
+  readonly #instructions: ExitAccesses;
   readonly #view: number;
   readonly #pages = new Map<number, Page>();
   readonly #ranges = new EptRanges();
-  #changed: Page[] = [];
+  readonly #changed: Page[] = [];
+  readonly #ifAllowed: Continuation[] = [];
+  readonly #after: Continuation[] = [];
   #access: PageAccess | undefined;
 
   /**
-   * @param sizes asked when the backend does not know the size of an access
-   * @param view EPT view in which rights are taken away.
+   * @param instructions asked what an exit's instruction accesses
+   * @param view EPT view in which rights are taken away
    */
-  constructor(vm: Vm, sizes: AccessSizes, view = 0) {
+  constructor(vm: Vm, instructions: ExitAccesses, view = 0) {
     this.#vm = vm;
-    this.#sizes = sizes;
+    this.#instructions = instructions;
     this.#view = view;
   }
 
@@ -95,24 +168,64 @@ export class GpaHooks {
     return this.#pages.size;
   }
 
+  /** Hooks by owner: how many there are, and how often they were called. */
+  owners(): Map<string, { hooks: number; calls: number }> {
+    const out = new Map<string, { hooks: number; calls: number }>();
+    for (const page of this.#pages.values()) {
+      for (const hook of page.hooks) {
+        if (hook.removed) continue;
+        const sum = out.get(hook.owner) ?? { hooks: 0, calls: 0 };
+        sum.hooks++;
+        sum.calls += hook.calls;
+        out.set(hook.owner, sum);
+      }
+    }
+    return out;
+  }
+
+  /** Pages by how often their hooks were called, the most called first. */
+  hottest(limit: number): { gfn: number; calls: number; owners: string[] }[] {
+    return [...this.#pages.values()]
+      .map((page) => ({
+        gfn: page.gfn,
+        calls: page.hooks.reduce((sum, hook) => sum + hook.calls, 0),
+        owners: [...new Set(page.hooks.map((hook) => hook.owner))],
+      }))
+      .filter((page) => page.calls > 0)
+      .sort((a, b) => b.calls - a.calls)
+      .slice(0, limit);
+  }
+
   /**
-   * Hooks `right` on a page, or on the part [start, end) of it. In effect after `commit`.
+   * Hooks `right` on a page, or on a part of it. In effect after `commit`.
    * @throws RangeError for a range outside the page or more than one right.
    */
-  add(gfn: number, right: number, handler: HookHandler, start = 0, end = PAGE_SIZE): GpaHook {
+  add(gfn: number, right: number, handler: HookHandler, options: GpaHookOptions = {}): GpaHook {
+    const { start = 0, end = PAGE_SIZE, priority = 0, owner = "" } = options;
     if (right !== HVI_R && right !== HVI_W && right !== HVI_X) {
       throw new RangeError(`a hook takes one right, not ${right}`);
     }
     if (!(start >= 0 && start < end && end <= PAGE_SIZE)) {
       throw new RangeError(`[${start}, ${end}) is not a part of a page`);
     }
-    const hook: GpaHook = { gfn, right, start, end, handler, removed: false };
+    const hook: GpaHook = {
+      gfn,
+      right,
+      start,
+      end,
+      priority,
+      owner,
+      handler,
+      removed: false,
+      calls: 0,
+    };
     let page = this.#pages.get(gfn);
     if (page === undefined) {
       page = { gfn, hooks: [], rights: HVI_RWX, changed: false };
       this.#pages.set(gfn, page);
     }
-    page.hooks.push(hook);
+    const at = page.hooks.findIndex((other) => other.priority < priority);
+    page.hooks = at < 0 ? [...page.hooks, hook] : page.hooks.toSpliced(at, 0, hook);
     this.#touch(page);
     return hook;
   }
@@ -127,10 +240,9 @@ export class GpaHooks {
 
   /** Brings the EPT in line with the hooks. Call it before the guest runs again. */
   commit(): void {
-    if (this.#changed.length === 0) return;
     const changed = this.#changed;
-    this.#changed = [];
-    changed.sort((a, b) => a.gfn - b.gfn);
+    if (changed.length === 0) return;
+    if (changed.length > 1) changed.sort((a, b) => a.gfn - b.gfn);
     this.#ranges.clear();
     for (const page of changed) {
       page.changed = false;
@@ -141,7 +253,10 @@ export class GpaHooks {
       page.rights = rights;
       this.#ranges.add(page.gfn, 1, rights);
     }
-    if (this.#ranges.length > 0) this.#vm.setRightsBatch(this.#view, this.#ranges);
+    changed.length = 0;
+    if (this.#ranges.length === 0) return;
+    this.counters.commits++;
+    this.#vm.setRightsBatch(this.#view, this.#ranges);
   }
 
   /**
@@ -150,22 +265,83 @@ export class GpaHooks {
    */
   dispatch(vcpu: Vcpu): boolean {
     const gpa = vcpu.exitGpa;
-    if (!this.#pages.has(Math.floor(gpa / PAGE_SIZE))) return false;
+    const page = this.#pages.get(Math.floor(gpa / PAGE_SIZE));
+    if (page === undefined) return false;
     const access = vcpu.exitAccess;
-    const gva = (access & HVI_ACCESS_GVA) !== 0 ? vcpu.exitGva : Number.NaN;
-    let size = vcpu.exitSize;
-    if (size === 0 && (access & NOT_AN_OPERAND) === 0 && !Number.isNaN(gva)) {
-      size = this.#sizes(vcpu, gva);
-    }
-    const action = this.ask(vcpu, gpa, size, gva, access);
-    if (action === ALLOW) vcpu.resume();
-    else if (action === DENY) vcpu.scratch();
-    else if (action === RETRY) vcpu.retry();
+    const counters = this.counters;
+    counters.exits++;
+    if ((access & HVI_ACCESS_EXEC) !== 0) counters.fetches++;
+    else if ((access & HVI_ACCESS_WRITE) !== 0) counters.writes++;
+    else counters.reads++;
+    this.#reply(vcpu, this.#decide(page, vcpu, gpa, access));
     return true;
   }
 
+  /** For handlers: `next` runs when all hooks have been asked and the access goes through. */
+  ifAllowed(next: Continuation): void {
+    this.#ifAllowed.push(next);
+  }
+
   /**
-   * What the hooks want done with an access, whoever makes it: the guest, or a device for it.
+   * For handlers: `next` runs when the instruction is over, and at any exit before that, so it must
+   * do no harm when it comes early; the instruction may also have faulted.
+   */
+  afterInstruction(next: Continuation): void {
+    this.#after.push(next);
+  }
+
+  /** Runs what waits for an instruction to be over. Call it at every exit, before anything else. */
+  settle(vcpu: Vcpu): void {
+    const after = this.#after;
+    if (after.length === 0) return;
+    for (let i = 0; i < after.length; i++) (after[i] as Continuation).run(vcpu);
+    after.length = 0;
+  }
+
+  #decide(page: Page, vcpu: Vcpu, gpa: number, access: number): HookAction {
+    const gva = (access & HVI_ACCESS_GVA) !== 0 ? vcpu.exitGva : Number.NaN;
+    const list =
+      (access & NOT_AN_OPERAND) !== 0 || Number.isNaN(gva)
+        ? undefined
+        : this.#instructions.accesses(vcpu);
+    let action: HookAction = ALLOW;
+    let explained = false;
+    if (list !== undefined) {
+      const other = access & ~READ_WRITE;
+      // The exit tells where this linear page lies; others have to be translated.
+      const linear = gva - (gpa % PAGE_SIZE);
+      const frame = gpa - (gpa % PAGE_SIZE);
+      for (let i = 0; i < list.count; i++) {
+        const end = (list.gva[i] as number) + (list.size[i] as number);
+        for (let at = list.gva[i] as number; at < end; ) {
+          const base = at - positiveModulo(at);
+          const next = Math.min(end, base + PAGE_SIZE);
+          const start = base === linear ? frame + (at - base) : this.#instructions.gpaOf(vcpu, at);
+          if (start >= frame && start < frame + PAGE_SIZE) {
+            if (gpa >= start && gpa < start + (next - at)) explained = true;
+            const wish = this.#call(
+              page,
+              vcpu,
+              start,
+              next - at,
+              at,
+              other | (list.flags[i] as number),
+            );
+            if (wish > action) action = wish;
+          }
+          at = next;
+        }
+      }
+    }
+    if (explained) return action;
+    // Frames of events, descriptor tables, fetches; or code that changed under the decoder.
+    if ((access & NOT_AN_OPERAND) === 0) this.counters.unexplained++;
+    const wish = this.#call(page, vcpu, gpa, vcpu.exitSize, gva, access);
+    return wish > action ? wish : action;
+  }
+
+  /**
+   * What the hooks want done with an access that the guest does not make itself: a device's, for it.
    * @param size bytes, 0 when unknown; a part beyond the page is not looked at
    * @param gva linear address, NaN when there is none
    * @param access HVI_ACCESS_*
@@ -173,26 +349,67 @@ export class GpaHooks {
   ask(vcpu: Vcpu, gpa: number, size: number, gva: number, access: number): HookAction {
     const page = this.#pages.get(Math.floor(gpa / PAGE_SIZE));
     if (page === undefined) return ALLOW;
+    const action = this.#call(page, vcpu, gpa, size, gva, access);
+    this.#conclude(vcpu, action);
+    return action;
+  }
+
+  #call(
+    page: Page,
+    vcpu: Vcpu,
+    gpa: number,
+    size: number,
+    gva: number,
+    access: number,
+  ): HookAction {
     if (this.#access === undefined) this.#access = { vcpu, gpa, size, gva, access };
     const record = this.#access;
     const from = gpa % PAGE_SIZE;
     const room = PAGE_SIZE - from;
-    record.vcpu = vcpu;
-    record.gpa = gpa;
-    record.size = size === 0 || size > room ? room : size;
-    record.gva = gva;
-    record.access = access;
-    const to = from + record.size;
+    const bytes = size === 0 || size > room ? room : size;
+    const to = from + bytes;
+    const hooks = page.hooks;
     let action: HookAction = ALLOW;
-    // The list may grow or have hooks marked removed while handlers run; it shrinks in commit only.
-    for (let i = 0; i < page.hooks.length; i++) {
-      const hook = page.hooks[i] as GpaHook;
+    for (let i = 0; i < hooks.length; i++) {
+      const hook = hooks[i] as GpaHook;
       if (hook.removed || from >= hook.end || to <= hook.start) continue;
       if ((access & hook.right) === 0) continue;
+      // Set each time: a handler may have asked about another access meanwhile.
+      record.vcpu = vcpu;
+      record.gpa = gpa;
+      record.size = bytes;
+      record.gva = gva;
+      record.access = access;
+      hook.calls++;
       const wish = hook.handler(record, hook);
       if (wish > action) action = wish;
     }
     return action;
+  }
+
+  /** Runs or drops what waited for the decision. */
+  #conclude(vcpu: Vcpu, action: HookAction): void {
+    const waiting = this.#ifAllowed;
+    if (waiting.length === 0) return;
+    if (action === ALLOW) {
+      for (let i = 0; i < waiting.length; i++) (waiting[i] as Continuation).run(vcpu);
+    }
+    waiting.length = 0;
+  }
+
+  #reply(vcpu: Vcpu, action: HookAction): void {
+    this.#conclude(vcpu, action);
+    const counters = this.counters;
+    if (action === ALLOW) {
+      counters.allowed++;
+      vcpu.resume();
+    } else if (action === DENY) {
+      counters.denied++;
+      vcpu.scratch();
+    } else if (action === RETRY) {
+      counters.retried++;
+      vcpu.retry();
+    } else counters.replied++;
   }
 
   #touch(page: Page): void {
@@ -200,6 +417,12 @@ export class GpaHooks {
     page.changed = true;
     this.#changed.push(page);
   }
+}
+
+/** Offset in its page of a linear address, which may be negative. */
+function positiveModulo(gva: number): number {
+  const rest = gva % PAGE_SIZE;
+  return rest < 0 ? rest + PAGE_SIZE : rest;
 }
 
 /** EPT rights of a page with these hooks. A page without R has no W either (SDM 28.3.3.1). */

@@ -2,18 +2,18 @@
 import type { Vcpu, Vm } from "../bridge/index.ts";
 import type { PhysicalMemory } from "../memory/physical.ts";
 import {
-  bytesAccessedAt,
   codeMode,
   DecodeCache,
   type Instruction,
+  memoryAccesses,
   virtualMemoryOf,
   type WriteContext,
   writtenValue,
 } from "../x86/index.ts";
-import type { PageAccess } from "./gpa-hooks.ts";
+import type { AccessList, ExitAccesses, PageAccess } from "./gpa-hooks.ts";
 
 /** Decodes the instruction behind an access: how many bytes it accesses, which it would write. */
-export class ExitInstructions {
+export class ExitInstructions implements ExitAccesses {
   readonly #memory: PhysicalMemory;
   readonly #cache: DecodeCache;
   readonly #vm: Vm;
@@ -61,14 +61,31 @@ export class ExitInstructions {
     return context;
   }
 
-  /**
-   * Bytes that the instruction at RIP accesses from `gva` on, for a backend that does not tell:
-   * VT-x has no field for it (SDM 28.2.1). They may go on in the next page.
-   * @returns 0 when they cannot be known
-   */
-  size(vcpu: Vcpu, gva: number): number {
+  readonly #list = {
+    count: 0,
+    gva: new Float64Array(64),
+    size: new Uint32Array(64),
+    flags: new Uint8Array(64),
+  };
+
+  /** What the instruction at RIP accesses; undefined when it cannot be told. */
+  accesses(vcpu: Vcpu): AccessList | undefined {
     const insn = this.instruction(vcpu);
-    return insn === undefined ? 0 : bytesAccessedAt(vcpu, insn, gva);
+    if (insn === undefined) return undefined;
+    const list = this.#list;
+    list.count = 0;
+    for (const a of memoryAccesses(vcpu, insn)) {
+      list.gva[list.count] = a.gva;
+      list.size[list.count] = a.size;
+      list.flags[list.count] = (a.read ? 1 : 0) | (a.write ? 2 : 0);
+      list.count++;
+    }
+    return list;
+  }
+
+  /** Guest physical address of a linear one in the vCPU's own tables; -1 when there is none. */
+  gpaOf(vcpu: Vcpu, gva: number): number {
+    return this.#contextOf(vcpu).memory.gpaOf(gva);
   }
 
   /**

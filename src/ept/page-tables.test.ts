@@ -10,7 +10,7 @@ import {
 import { PhysicalMemory } from "../memory/physical.ts";
 import { ALLOW, DENY, GpaHooks, type HookAction } from "./gpa-hooks.ts";
 import { type TranslationChange, TranslationWatch } from "./page-tables.ts";
-import { violate } from "./violation.fixture.ts";
+import { noInstructions, violate } from "./violation.fixture.ts";
 
 const BASE = -0x7f000000; // 0xffffffff81000000
 const PML4 = 0x1000;
@@ -28,7 +28,7 @@ function setup(handler: (c: TranslationChange) => HookAction) {
   memory.writeU64(PD + 8 * 8, 0x40000000 | 0x83, 0);
   memory.writeU64(PD + 9 * 8, PT | 3, 0);
   for (let i = 0; i < 512; i++) memory.writeU64(PT + i * 8, 0x50000 + i * 0x1000 + 1, 0);
-  const hooks = new GpaHooks(vm, () => 0);
+  const hooks = new GpaHooks(vm, noInstructions);
   let bytes: number[] | undefined;
   const watch = new TranslationWatch(
     hooks,
@@ -156,7 +156,7 @@ test("tables that point to themselves do not hang it", () => {
   const { vm } = fakeVm();
   const memory = new PhysicalMemory(vm.ram);
   for (let i = 0; i < 512; i++) memory.writeU64(PML4 + i * 8, PML4 | 3, 0);
-  const hooks = new GpaHooks(vm, () => 0);
+  const hooks = new GpaHooks(vm, noInstructions);
   new TranslationWatch(
     hooks,
     memory,

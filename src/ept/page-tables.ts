@@ -119,13 +119,11 @@ export class TranslationWatch {
     const last = Math.min(ENTRIES - 1, Math.ceil((this.#end - base) / bytes) - 1);
     if (first > last) return;
     const table = { gfn, level, base } as Table;
-    table.hook = this.#hooks.add(
-      gfn,
-      HVI_W,
-      (access) => this.#onWrite(table, access),
-      first * 8,
-      last * 8 + 8,
-    );
+    table.hook = this.#hooks.add(gfn, HVI_W, (access) => this.#onWrite(table, access), {
+      start: first * 8,
+      end: last * 8 + 8,
+      owner: "page-tables",
+    });
     if (known === undefined) this.#tables.set(gfn, [table]);
     else known.push(table);
     // The hook must hold before the entries are read.

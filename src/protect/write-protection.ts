@@ -93,7 +93,7 @@ export class WriteProtection implements ActiveProtection {
       const gfn = Math.floor(gpa / PAGE);
       this.#linear.set(gfn, gva);
       this.#frames.set(gva, gfn);
-      this.#hooks.push(hooks.add(gfn, HVI_W, onWrite));
+      this.#hooks.push(hooks.add(gfn, HVI_W, onWrite, { owner: this.#options.name }));
     }
   }
 
