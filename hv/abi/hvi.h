@@ -31,7 +31,7 @@
  * Changes when a structure, a number or a meaning changes. The engine refuses
  * a backend with another version and names both.
  */
-#define HVI_ABI_VERSION		1
+#define HVI_ABI_VERSION		2
 
 #define HVI_PAGE_SIZE		4096
 #define HVI_MAX_VCPUS		32
@@ -317,7 +317,7 @@ enum hvi_exit_reason {
 	HVI_EXIT_DEADLINE,	/* hvi_run.deadline reached */
 	HVI_EXIT_IRQ_WINDOW,	/* the guest can take an external interrupt now */
 	HVI_EXIT_INJECTED,	/* notice asked with HVI_EVENT_NOTIFY: see event_status */
-	HVI_EXIT_STEP,		/* single step done (HVI_STEP_NOTIFY) */
+	HVI_EXIT_STEP,		/* the instruction of a reply with HVI_REPLY_NOTIFY is over */
 	HVI_EXIT_SHUTDOWN,	/* triple fault; the state is that before it */
 	HVI_EXIT_PAUSED,	/* HVI_PAUSE took effect, or HVI_KICK */
 	HVI_EXIT_IDLE,		/* no vCPU can run: all halted with no deadline, or waiting */
@@ -438,17 +438,55 @@ struct hvi_exit {
  *            value from exit.value). Not for exits without an instruction:
  *            one whose fetch was not allowed is not known yet.
  *   RETRY    run the instruction again under the rights that hold now.
- *   EMULATE  run the instruction; its reads of the given physical ranges see
- *            the given bytes; writes to the violated page behave as SCRATCH
- *            when the page is not writable.
- *   SCRATCH  run the instruction; its writes to the violated page have no
+ *   EMULATE  (EPT) run the instruction; the bytes inside the given ranges are
+ *            the engine's: reads of them see the bytes supplied, writes to them
+ *            are dropped. Reads of the rest of the violated page see memory;
+ *            writes to it take effect with HVI_REPLY_WRITE, or when the page
+ *            has W in the view, and are dropped otherwise, as by SCRATCH.
+ *   SCRATCH  (EPT) run the instruction; its writes to the violated page have no
  *            effect, everything else of it (registers, flags, reads) has.
  *   STEP     run one instruction (or deliver one event) in view step_view,
  *            then come back to the view of before.
  *   INJECT   forget the exit, deliver `event` at the current RIP.
- * RESUME, EMULATE and SCRATCH hold for all pages that the same instruction
- * violates one after the other, each with the reply given for it.
- * The backend resets action to RESUME after it has taken it.
+ *
+ * RESUME, EMULATE and SCRATCH hold for one instruction, one iteration of a REP,
+ * or the delivery of one event; and there for all pages that it violates one
+ * after the other, each with the reply given for it. Ranges of EMULATE hold
+ * wherever they lie: on a page that is not violated, or that was answered with
+ * another reply, too. A page answered again forgets its reply and ranges of
+ * before. Of ranges that overlap the last one counts. It does not matter how
+ * the access is made: by an operand, the stack, an event reading the IDT, GDT
+ * or TSS or pushing its frame, a page walk, a fetch. Only accessed and dirty
+ * bits of a walk are set in memory whatever the reply, ranges included. What an
+ * instruction reads of bytes that it has written itself and that are dropped
+ * (ENTER with nested frames) is up to the backend. Of more than
+ * HVI_MAX_OVERRIDES pages that are answered for one instruction, or covered by
+ * ranges, the oldest are forgotten.
+ *
+ * An exception that the instruction or delivery raises (not INT n, INT3, INTO)
+ * ends these replies: its own delivery violates by itself. The view of STEP stays
+ * to the end of that delivery.
+ *
+ * HVI_REPLY_NOTIFY, with RESUME, EMULATE, SCRATCH and STEP: HVI_EXIT_STEP comes
+ * when the instruction is over: done, with RIP at the next one (or, of a REP
+ * with iterations left, at itself); or faulted, with the guest at the first
+ * instruction of the handler. RESUME takes it at exits that have an instruction
+ * or event to go on with: EPT, MSR_READ, MSR_WRITE, CR_WRITE, DTR, XSETBV,
+ * VMCALL, EXCEPTION, IO, CPUID, HLT; STEP at every exit. When the instruction
+ * exits again on its way (another page, its MSR), the flag in any one of the
+ * replies is enough, and the STEP comes once. Of such a later exit
+ *   - SKIP ends the instruction: the STEP comes, nothing of it is written;
+ *   - RETRY runs it again with the replies given so far: the STEP comes after it;
+ *   - INJECT, a RIP that the engine has changed, HVI_RESET and HVI_EXIT_SHUTDOWN
+ *     give the instruction up, with its replies and its STEP.
+ * An event that the engine has delivered together with the reply (`event`) comes
+ * before the instruction and counts instead of it: the STEP comes at the first
+ * instruction of its handler, the replies are forgotten, and when the guest is
+ * back at the instruction it violates again.
+ *
+ * The backend resets action to RESUME and flags to 0 after it has taken them.
+ * -EINVAL: a flag that the action, or RESUME the exit, does not take; a range
+ * that is no range.
  */
 enum hvi_reply_action {
 	HVI_REPLY_RESUME,
@@ -461,21 +499,29 @@ enum hvi_reply_action {
 	HVI_REPLY_ACTIONS
 };
 
-#define HVI_STEP_NOTIFY		(1u << 0)	/* exit with HVI_EXIT_STEP when done */
+#define HVI_REPLY_NOTIFY	(1u << 0)	/* RESUME, EMULATE, SCRATCH, STEP: HVI_EXIT_STEP when done */
+#define HVI_REPLY_WRITE		(1u << 1)	/* EMULATE: writes outside the ranges take effect, whatever the rights */
+#define HVI_REPLY_SPARE		(1u << 2)	/* EMULATE: ranges name spare pages instead of bytes[] */
+#define HVI_EMULATE_RANGES	16
+#define HVI_MAX_OVERRIDES	64
 #define HVI_EMULATE_BYTES	256
 
+/*
+ * len bytes at gpa, inside one page. They are bytes[offset] and on; with
+ * HVI_REPLY_SPARE, those at the same place in the spare page with index offset.
+ */
 struct hvi_emulate_range {
 	__u64 gpa;
-	__u32 len;		/* 0 = unused; does not cross a page */
-	__u32 offset;		/* in bytes[] */
+	__u32 len;		/* 0 = unused, whatever else stands there */
+	__u32 offset;
 };
 
 struct hvi_reply {
 	__u32 action;		/* enum hvi_reply_action */
-	__u32 flags;		/* HVI_STEP_NOTIFY */
+	__u32 flags;		/* HVI_REPLY_NOTIFY, _WRITE, _SPARE */
 	__u32 step_view;
 	__u32 reserved;
-	struct hvi_emulate_range range[2];
+	struct hvi_emulate_range range[HVI_EMULATE_RANGES];
 	__u8 bytes[HVI_EMULATE_BYTES];
 };
 

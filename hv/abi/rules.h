@@ -67,11 +67,63 @@ static inline int hvi_event_ok(const struct hvi_event *e)
 	}
 }
 
-/* Whether a range of EMULATE lies in the bytes given and in one page. */
-static inline int hvi_emulate_range_ok(const struct hvi_emulate_range *r)
+/* Whether a range of EMULATE lies in what it names and in one page. */
+static inline int hvi_emulate_range_ok(const struct hvi_emulate_range *r, __u32 flags, __u32 spare_count)
 {
-	return !r->len || (r->len <= HVI_EMULATE_BYTES && r->offset <= HVI_EMULATE_BYTES - r->len &&
-			   (r->gpa & (HVI_PAGE_SIZE - 1)) + r->len <= HVI_PAGE_SIZE);
+	if (!r->len)
+		return 1;
+	if (r->len > HVI_PAGE_SIZE || (r->gpa & (HVI_PAGE_SIZE - 1)) + r->len > HVI_PAGE_SIZE)
+		return 0;
+	if (flags & HVI_REPLY_SPARE)
+		return r->offset < spare_count;
+	return r->len <= HVI_EMULATE_BYTES && r->offset <= HVI_EMULATE_BYTES - r->len;
+}
+
+/* Whether RESUME at an exit goes on with an instruction or event, whose end HVI_REPLY_NOTIFY can tell. */
+static inline int hvi_resume_runs(__u32 reason)
+{
+	switch (reason) {
+	case HVI_EXIT_EPT: case HVI_EXIT_MSR_READ: case HVI_EXIT_MSR_WRITE: case HVI_EXIT_CR_WRITE:
+	case HVI_EXIT_DTR: case HVI_EXIT_XSETBV: case HVI_EXIT_VMCALL: case HVI_EXIT_EXCEPTION:
+	case HVI_EXIT_IO: case HVI_EXIT_CPUID: case HVI_EXIT_HLT:
+		return 1;
+	default:
+		return 0;
+	}
+}
+
+/* The flags of a reply, and of EMULATE its ranges. Whether SKIP fits is hvi_can_skip's, step_view the backend's. */
+static inline int hvi_reply_ok(const struct hvi_reply *r, __u32 reason, __u32 spare_count)
+{
+	__u32 flags = 0;
+	int i;
+
+	switch (r->action) {
+	case HVI_REPLY_RESUME:
+		flags = hvi_resume_runs(reason) ? HVI_REPLY_NOTIFY : 0;
+		break;
+	case HVI_REPLY_EMULATE:
+		if (reason != HVI_EXIT_EPT)
+			return 0;
+		flags = HVI_REPLY_NOTIFY | HVI_REPLY_WRITE | HVI_REPLY_SPARE;
+		for (i = 0; i < HVI_EMULATE_RANGES; i++)
+			if (!hvi_emulate_range_ok(&r->range[i], r->flags, spare_count))
+				return 0;
+		break;
+	case HVI_REPLY_SCRATCH:
+		if (reason != HVI_EXIT_EPT)
+			return 0;
+		flags = HVI_REPLY_NOTIFY;
+		break;
+	case HVI_REPLY_STEP:
+		flags = HVI_REPLY_NOTIFY;
+		break;
+	case HVI_REPLY_SKIP: case HVI_REPLY_RETRY: case HVI_REPLY_INJECT:
+		break;
+	default:
+		return 0;
+	}
+	return !(r->flags & ~flags);
 }
 
 #endif

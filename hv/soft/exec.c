@@ -267,7 +267,7 @@ void exec_drop_one(struct cpu *c)
 {
 	struct cpu_more *m = c->more;
 
-	m->one = false;
+	m->one = m->step_notify = false;
 	m->nov = 0;
 	m->pass.valid = false;
 	if (m->step_back != ~0u) {
@@ -276,19 +276,19 @@ void exec_drop_one(struct cpu *c)
 	}
 }
 
+void exec_finish_one(struct cpu *c)
+{
+	bool notify = c->more->step_notify;
+
+	exec_drop_one(c);
+	c->more->notify_step |= notify;
+}
+
 /* The one instruction (or delivery) that overrides or STEP were for is over. */
 static void finish_one(struct cpu *c)
 {
-	struct cpu_more *m = c->more;
-
-	exec_drop_one(c);
+	exec_finish_one(c);
 	mmu_setup(c);
-	m->debug_before = m->pending_debug;
-	if (m->step_notify) {
-		m->step_notify = false;
-		cpu_exit_record(c);
-		cpu_exit(c, NULL, HVI_EXIT_STEP);
-	}
 }
 
 /* The instruction of b, which stood at rip, has gone elsewhere than to the next one. */
@@ -434,10 +434,11 @@ static void note_exception(struct cpu *c)
 	} else {
 		m->evt = m->raised;
 		m->pending_debug = m->debug_before;
-		m->nov = 0;
 		m->pass.valid = false;
-		mmu_setup(c);
 	}
+	if (m->raised.type == HVI_EVENT_EXCEPTION)	/* its delivery is not what the replies were for */
+		m->nov = 0;
+	mmu_setup(c);
 }
 
 static void pending_debug_trap(struct cpu *c)
@@ -454,6 +455,8 @@ static void pending_debug_trap(struct cpu *c)
 static void triple_fault(struct cpu *c)
 {
 	c->more->mp_state = HVI_MP_SHUTDOWN;
+	exec_drop_one(c);
+	mmu_setup(c);
 	cpu_exit_record(c);
 	cpu_exit(c, NULL, HVI_EXIT_SHUTDOWN);
 }

@@ -106,14 +106,10 @@ static void *entry_host(struct cpu *c, const struct op *o, u64 gpa, u64 la, u32 
 	u32 access = HVI_ACCESS_READ | HVI_ACCESS_WALK | user;
 
 	if (frame == NO_FRAME)
-		ept_violation(c, o, gpa, la, access | HVI_ACCESS_NO_RAM, 0, size);
-	if (!(*rights & HVI_R)) {
-		u32 i = find_override(c, gpa >> 12);
-
-		if (i == ~0u)
-			ept_violation(c, o, gpa, la, access, *rights, size);
-	}
-	return frame_host(vm, frame) + (gpa & 0xfff);
+		access |= HVI_ACCESS_NO_RAM;
+	if (!(*rights & HVI_R) && find_override(c, gpa >> 12) == ~0u)
+		ept_violation(c, o, gpa, la, access, *rights, size);
+	return (frame == NO_FRAME ? c->more->nothing : frame_host(vm, frame)) + (gpa & 0xfff);
 }
 
 /* The bytes that EMULATE replies supply for gpa.., whichever violation they answered. */
@@ -122,13 +118,24 @@ static void emulate(const struct cpu *c, u64 gpa, u8 *to, u32 len)
 	for (u32 i = 0; i < c->more->nov; i++) {
 		const struct override *ov = &c->more->ov[i];
 
-		if (ov->kind != OV_EMULATE)
-			continue;
-		for (int r = 0; r < 2; r++)
-			for (u32 k = 0; k < len; k++)
-				if (gpa + k - ov->range[r].gpa < ov->range[r].len)
-					to[k] = ov->bytes[ov->range[r].offset + (gpa + k - ov->range[r].gpa)];
+		for (u32 r = 0; r < ov->nranges; r++) {
+			const struct supplied *s = &ov->range[r];
+			u64 first = s->gpa > gpa ? s->gpa : gpa;
+			u64 end = s->gpa + s->len < gpa + len ? s->gpa + s->len : gpa + len;
+
+			if (first < end)
+				memcpy(to + (first - gpa), s->from + (first - s->gpa), end - first);
+		}
 	}
+}
+
+static bool is_supplied(const struct cpu *c, u64 gpa)
+{
+	for (u32 i = 0; i < c->more->nov; i++)
+		for (u32 r = 0; r < c->more->ov[i].nranges; r++)
+			if (gpa - c->more->ov[i].range[r].gpa < c->more->ov[i].range[r].len)
+				return true;
+	return false;
 }
 
 /* An entry as the walk sees it: with the bytes that an EMULATE reply supplies. */
@@ -156,7 +163,7 @@ static void entry_or(struct cpu *c, const struct op *o, u64 la, const struct lev
 	u64 gpa = l->gpa, v = 0;
 	u32 frame = frame_of(vm, host);
 
-	if (!(bits & ~l->entry))
+	if (!(bits & ~l->entry) || (u64)((u8 *)host - c->more->nothing) < PAGE)
 		return;
 	if (!(l->rights & HVI_W)) {
 		if (find_override(c, gpa >> 12) == ~0u)
@@ -391,7 +398,7 @@ static void translate(struct cpu *c, const struct op *o, u64 la, u32 len, u32 ki
 	if (p->frame == NO_FRAME) {
 		u32 i = find_override(c, p->gpa >> 12);
 
-		if (i == ~0u || (kind & ACC_X))
+		if (i == ~0u)
 			ept_violation(c, o, p->gpa, la, k | HVI_ACCESS_NO_RAM |
 				      (mode == TLB_USER ? HVI_ACCESS_USER : 0), 0, kind & ACC_X ? 0 : len);
 		p->host = m->nothing + (p->gpa & 0xfff);
@@ -473,7 +480,7 @@ static void piece_read(const struct cpu *c, const struct piece *p, u8 *to)
 		emulate(c, p->gpa, to, p->len);
 }
 
-/* Whether stores to the page of p are thrown away (SCRATCH; EMULATE on a page without W). */
+/* Whether stores to the page of p are thrown away: SCRATCH; EMULATE without WRITE on a page without W. */
 static bool piece_scratch(struct cpu *c, const struct piece *p)
 {
 	u32 rights;
@@ -482,7 +489,7 @@ static bool piece_scratch(struct cpu *c, const struct piece *p)
 		return false;
 	if (p->frame == NO_FRAME)
 		return true;
-	if (p->ov->kind == OV_ALLOW)
+	if (p->ov->kind == OV_ALLOW || p->ov->write)
 		return false;
 	if (p->ov->kind == OV_SCRATCH)
 		return true;
@@ -494,7 +501,13 @@ static void piece_write(struct cpu *c, const struct piece *p, const u8 *from)
 {
 	if (piece_scratch(c, p))
 		return;
-	memcpy(p->host, from, p->len);
+	if (c->more->nov) {
+		for (u32 i = 0; i < p->len; i++)
+			if (!is_supplied(c, p->gpa + i))
+				p->host[i] = from[i];
+	} else {
+		memcpy(p->host, from, p->len);
+	}
 	if (c->more->vm->frames[p->frame].code)
 		block_written(c, p->frame, (u32)((u64)p->host & 0xfff), p->len);
 }

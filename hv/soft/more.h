@@ -181,10 +181,15 @@ enum override_kind { OV_ALLOW, OV_EMULATE, OV_SCRATCH };
 struct override {
 	u64 gfn;
 	u8 kind;
-	struct hvi_emulate_range range[2];
+	bool write;		/* of EMULATE: stores outside the ranges are made, whatever the rights */
+	u8 nranges;
+	struct supplied {
+		u64 gpa;
+		u32 len;
+		const u8 *from;	/* in bytes[], or in a spare page */
+	} range[HVI_EMULATE_RANGES];
 	u8 bytes[HVI_EMULATE_BYTES];
 };
-#define MAX_OVERRIDES	16
 
 /* One instruction's permission to pass an intercept (reply RESUME). */
 struct pass {
@@ -242,10 +247,9 @@ struct cpu_more {
 	u8 *nothing;			/* a page of ones: what an allowed read of device space sees */
 	u64 fault_la;			/* of the #PF being raised */
 
-	struct override ov[MAX_OVERRIDES];
-	u32 nov;
+	u32 nov, oldest;		/* of ov[]: in use; to be reused next when all are */
 	struct pass pass;
-	bool one;			/* the next instruction alone: overrides, STEP */
+	bool one;			/* the next instruction alone: overrides, STEP, NOTIFY */
 	bool step_notify;
 	u32 step_back;			/* view to return to, or ~0 */
 	bool in_exit;			/* page->exit stands for an unanswered exit */
@@ -259,6 +263,7 @@ struct cpu_more {
 
 	u64 one_rip;			/* where the overrides belong to */
 	struct block *single;		/* scratch block for single instructions */
+	struct override ov[HVI_MAX_OVERRIDES];
 };
 
 /* Access flags of the slow paths. */
@@ -317,7 +322,8 @@ u32 exec_run(struct vm *vm, u64 deadline, bool has_deadline, struct cpu **who);
 noreturn void cpu_emulation(struct cpu *c, const struct op *o, u64 detail);
 bool exec_can_take_irq(const struct cpu *c);
 u32 exec_interruptibility(const struct cpu *c);
-void exec_drop_one(struct cpu *c);	/* forget overrides, passes and STEP; the caller does mmu_setup */
+void exec_drop_one(struct cpu *c);	/* forget overrides, passes, STEP and its notice; the caller does mmu_setup */
+void exec_finish_one(struct cpu *c);	/* the same, but the notice that was asked for comes */
 
 /* state.c */
 void state_reset(struct cpu *c);

@@ -59,7 +59,7 @@ void state_reset(struct cpu *c)
 	m->one = m->step_notify = false;
 	m->step_back = ~0u;
 	m->pass.valid = m->pass_exception = false;
-	m->delivering = m->notify_injected = m->shut_down = false;
+	m->delivering = m->notify_injected = m->notify_step = m->shut_down = false;
 	m->in_exit = false;
 	m->mp_state = m->index ? HVI_MP_WAIT_SIPI : HVI_MP_RUNNING;
 	m->view = 0;

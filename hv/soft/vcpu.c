@@ -76,26 +76,11 @@ static int reply_ok(struct cpu *c)
 	const struct hvi_reply *r = &m->page->reply;
 	const struct hvi_exit *x = &m->page->exit;
 
-	switch (r->action) {
-	case HVI_REPLY_RESUME:
-	case HVI_REPLY_RETRY:
-	case HVI_REPLY_INJECT:
-		return 0;
-	case HVI_REPLY_SKIP:
-		return hvi_can_skip(x->reason, x->insn_len, x->access) ? 0 : -EINVAL;
-	case HVI_REPLY_EMULATE:
-		if (!hvi_emulate_range_ok(&r->range[0]) || !hvi_emulate_range_ok(&r->range[1]))
-			return -EINVAL;
-		return x->reason == HVI_EXIT_EPT ? 0 : -EINVAL;
-	case HVI_REPLY_SCRATCH:
-		return x->reason == HVI_EXIT_EPT ? 0 : -EINVAL;
-	case HVI_REPLY_STEP:
-		if ((r->flags & ~HVI_STEP_NOTIFY) || !view_ok(m->vm, r->step_view))
-			return -EINVAL;
-		return 0;
-	default:
+	if (!hvi_reply_ok(r, x->reason, m->vm->spare_count))
 		return -EINVAL;
-	}
+	if (r->action == HVI_REPLY_SKIP && !hvi_can_skip(x->reason, x->insn_len, x->access))
+		return -EINVAL;
+	return r->action == HVI_REPLY_STEP && !view_ok(m->vm, r->step_view) ? -EINVAL : 0;
 }
 
 static void skip(struct cpu *c)
@@ -110,13 +95,7 @@ static void skip(struct cpu *c)
 	m->evt.valid = false;
 	if (c->rflags & FL_TF)
 		m->pending_debug |= 1u << 14;
-	if (m->step_back != ~0u || m->one) {
-		bool notify = m->step_notify;
-
-		exec_drop_one(c);
-		m->notify_step = notify;
-		m->step_notify = false;
-	}
+	exec_finish_one(c);
 }
 
 static void skip_io(struct cpu *c)
@@ -136,31 +115,57 @@ static void skip_io(struct cpu *c)
 	skip(c);
 }
 
+static void one_instruction(struct cpu *c)
+{
+	c->more->one = true;
+	c->more->one_rip = c->rip;
+}
+
+static struct override *override_for(struct cpu_more *m, u64 gfn)
+{
+	for (u32 i = 0; i < m->nov; i++)
+		if (m->ov[i].gfn == gfn)
+			return &m->ov[i];
+	if (!m->nov)
+		m->oldest = 0;
+	if (m->nov < HVI_MAX_OVERRIDES)
+		return &m->ov[m->nov++];
+	return &m->ov[m->oldest++ % HVI_MAX_OVERRIDES];
+}
+
+static void supply(struct cpu *c, struct override *ov)
+{
+	const struct hvi_reply *r = &c->more->page->reply;
+	bool spare = r->flags & HVI_REPLY_SPARE;
+
+	ov->write = r->flags & HVI_REPLY_WRITE;
+	for (int i = 0; i < HVI_EMULATE_RANGES; i++) {
+		const struct hvi_emulate_range *e = &r->range[i];
+
+		if (!e->len)
+			continue;
+		ov->range[ov->nranges++] = (struct supplied){
+			.gpa = e->gpa, .len = e->len,
+			.from = spare ? frame_host(c->more->vm, e->offset) + (e->gpa & 0xfff) : ov->bytes + e->offset,
+		};
+	}
+	if (!spare)
+		memcpy(ov->bytes, r->bytes, sizeof(ov->bytes));
+}
+
 static void add_override(struct cpu *c, enum override_kind kind)
 {
 	struct cpu_more *m = c->more;
-	const struct hvi_reply *r = &m->page->reply;
 	u64 gfn = m->page->exit.gpa >> 12;
-	struct override *ov;
-	u32 i;
+	struct override *ov = override_for(m, gfn);
 
-	if (m->nov && m->one_rip != c->rip)
-		m->nov = 0;
-	for (i = 0; i < m->nov && m->ov[i].gfn != gfn; i++)
-		;
-	if (i == MAX_OVERRIDES)
-		i = 0;	/* no instruction touches so many pages: a stale one */
-	if (i == m->nov)
-		m->nov++;
-	ov = &m->ov[i];
 	ov->gfn = gfn;
 	ov->kind = (u8)kind;
-	if (kind == OV_EMULATE) {
-		memcpy(ov->range, r->range, sizeof(ov->range));
-		memcpy(ov->bytes, r->bytes, sizeof(ov->bytes));
-	}
-	m->one = true;
-	m->one_rip = c->rip;
+	ov->write = false;
+	ov->nranges = 0;
+	if (kind == OV_EMULATE)
+		supply(c, ov);
+	one_instruction(c);
 }
 
 static void resume(struct cpu *c)
@@ -186,8 +191,7 @@ static void resume(struct cpu *c)
 		m->pass = (struct pass){
 			.valid = true, .reason = x->reason, .number = x->number, .value = x->value,
 		};
-		m->one = true;
-		m->one_rip = c->rip;
+		one_instruction(c);
 		break;
 	}
 }
@@ -195,14 +199,14 @@ static void resume(struct cpu *c)
 static void take_reply(struct cpu *c)
 {
 	struct cpu_more *m = c->more;
-	struct hvi_reply *r = &m->page->reply;
-	u32 action = r->action;
+	const struct hvi_reply *r = &m->page->reply;
 
-	r->action = HVI_REPLY_RESUME;
 	m->in_exit = false;
-	if (m->one && m->one_rip != c->rip)
-		exec_drop_one(c);	/* the engine moved the guest elsewhere */
-	switch (action) {
+	if (r->flags & HVI_REPLY_NOTIFY) {
+		m->step_notify = true;
+		one_instruction(c);
+	}
+	switch (r->action) {
 	case HVI_REPLY_RESUME:
 		resume(c);
 		break;
@@ -228,15 +232,15 @@ static void take_reply(struct cpu *c)
 		if (m->step_back == ~0u)
 			m->step_back = m->view;
 		m->view = r->step_view;
-		m->step_notify = r->flags & HVI_STEP_NOTIFY;
-		m->one = true;
-		m->one_rip = c->rip;
+		one_instruction(c);
 		break;
 	case HVI_REPLY_INJECT:
 		m->evt.valid = false;
 		exec_drop_one(c);
 		break;
 	}
+	m->page->reply.action = HVI_REPLY_RESUME;
+	m->page->reply.flags = 0;
 	mmu_setup(c);
 }
 
@@ -304,6 +308,10 @@ static int enter(struct vm *vm, struct cpu **who)
 			m->page->exit.value = bad;
 			*who = c;
 			return 1;
+		}
+		if (m->one && m->one_rip != c->rip) {	/* the engine moved the guest elsewhere */
+			exec_drop_one(c);
+			mmu_setup(c);
 		}
 	}
 	if (vm->last && vm->last->more->in_exit)

@@ -194,7 +194,7 @@ struct override {
 	u8 kind;
 	u8 rights;			/* in the private EPT */
 	bool walk;			/* a page table, read by the CPU's walk */
-	struct hvi_emulate_range range[2];
+	struct hvi_emulate_range range[HVI_EMULATE_RANGES];
 	struct page *copy;		/* what the instruction sees and writes instead of the page */
 	u8 bytes[HVI_EMULATE_BYTES];
 };

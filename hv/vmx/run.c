@@ -47,26 +47,11 @@ static int reply_ok(struct vcpu *v, struct answer *a)
 	const struct hvi_reply *r = &a->reply;
 	struct hvi_exit *x = &a->exit;
 
-	switch (r->action) {
-	case HVI_REPLY_RESUME:
-	case HVI_REPLY_RETRY:
-	case HVI_REPLY_INJECT:
-		return 0;
-	case HVI_REPLY_SKIP:
-		return skip_ok(v, x);
-	case HVI_REPLY_EMULATE:
-		if (!hvi_emulate_range_ok(&r->range[0]) || !hvi_emulate_range_ok(&r->range[1]))
-			return -EINVAL;
-		return x->reason == HVI_EXIT_EPT ? 0 : -EINVAL;
-	case HVI_REPLY_SCRATCH:
-		return x->reason == HVI_EXIT_EPT ? 0 : -EINVAL;
-	case HVI_REPLY_STEP:
-		if ((r->flags & ~HVI_STEP_NOTIFY) || !view_ok(v->vm, r->step_view))
-			return -EINVAL;
-		return 0;
-	default:
+	if (!hvi_reply_ok(r, x->reason, v->vm->spare_count))
 		return -EINVAL;
-	}
+	if (r->action == HVI_REPLY_SKIP)
+		return skip_ok(v, x);
+	return r->action == HVI_REPLY_STEP && !view_ok(v->vm, r->step_view) ? -EINVAL : 0;
 }
 
 static void skip_reply(struct vcpu *v, const struct hvi_exit *x)
@@ -153,7 +138,7 @@ static int take_reply(struct vcpu *v, const struct answer *a)
 		if (v->step_back == ~0u)
 			v->step_back = v->view;
 		v->view = r->step_view;
-		v->step_notify = r->flags & HVI_STEP_NOTIFY;
+		v->step_notify = r->flags & HVI_REPLY_NOTIFY;
 		one_instruction(v);
 		break;
 	case HVI_REPLY_INJECT:
@@ -244,8 +229,8 @@ static int check_vcpu(struct vcpu *v, struct answer *a)
 	if (a->exit.reason == HVI_EXIT_CR_WRITE)
 		touch(vm, a->exit.number == 3 ? a->exit.value : READ_ONCE(v->page->cr3));
 	r->action = READ_ONCE(v->page->reply.action);
+	r->flags = READ_ONCE(v->page->reply.flags);
 	if (r->action == HVI_REPLY_STEP) {
-		r->flags = READ_ONCE(v->page->reply.flags);
 		r->step_view = READ_ONCE(v->page->reply.step_view);
 	} else if (r->action == HVI_REPLY_EMULATE) {
 		take(r->range, v->page->reply.range, sizeof(r->range));

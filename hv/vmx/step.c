@@ -95,7 +95,7 @@ int step_prepare(struct vcpu *v, u64 gfn, const struct hvi_reply *r)
 	u32 i, n = 0, last = min_t(u32, v->nov + 3, MAX_OVERRIDES);
 	int err = need(v, gfn);
 
-	for (i = 0; i < 2; i++)
+	for (i = 0; i < HVI_EMULATE_RANGES; i++)
 		if (!err && r->action == HVI_REPLY_EMULATE && r->range[i].len)
 			err = need(v, r->range[i].gpa >> PAGE_SHIFT);
 	for (i = 0; !err && i < MAX_OVERRIDES && n < last; i++, n++)
@@ -113,7 +113,7 @@ static void patch(const struct override *ov, u8 *page)
 {
 	int i;
 
-	for (i = 0; i < 2; i++)
+	for (i = 0; i < HVI_EMULATE_RANGES; i++)
 		if (ov->range[i].len && ov->range[i].gpa >> PAGE_SHIFT == ov->gfn)
 			memcpy(page + (ov->range[i].gpa & ~PAGE_MASK), ov->bytes + ov->range[i].offset, ov->range[i].len);
 }
@@ -137,7 +137,7 @@ static u8 shown_byte(const struct override *ov, const u8 *page, u32 i)
 	u8 byte = READ_ONCE(page[i]);
 	int r;
 
-	for (r = 0; r < 2; r++)
+	for (r = 0; r < HVI_EMULATE_RANGES; r++)
 		if (gpa - ov->range[r].gpa < ov->range[r].len)
 			byte = ov->bytes[ov->range[r].offset + (gpa - ov->range[r].gpa)];
 	return byte;
@@ -223,7 +223,7 @@ void step_override(struct vcpu *v, u64 gfn, enum override_kind kind, bool walk, 
 
 	if (ov)
 		ov->walk |= walk;
-	for (i = 0; kind == OV_EMULATE && i < 2; i++) {
+	for (i = 0; kind == OV_EMULATE && i < HVI_EMULATE_RANGES; i++) {
 		u64 other = r->range[i].gpa >> PAGE_SHIFT;
 
 		/* Supplied bytes of a page that is not violated: the instruction sees them all the same. */

@@ -2,7 +2,7 @@
 // Made from hv/abi/hvi.h by hv/abi/gen.ts; do not edit.
 
 // Constants and ioctl numbers
-export const HVI_ABI_VERSION = 1;
+export const HVI_ABI_VERSION = 2;
 export const HVI_PAGE_SIZE = 4096;
 export const HVI_MAX_VCPUS = 32;
 export const HVI_MAX_VIEWS = 64;
@@ -62,7 +62,11 @@ export const HVI_ACCESS_USER = 0x80;
 export const HVI_IO_IN = 0x1;
 export const HVI_IO_STRING = 0x2;
 export const HVI_IO_REP = 0x4;
-export const HVI_STEP_NOTIFY = 0x1;
+export const HVI_REPLY_NOTIFY = 0x1;
+export const HVI_REPLY_WRITE = 0x2;
+export const HVI_REPLY_SPARE = 0x4;
+export const HVI_EMULATE_RANGES = 16;
+export const HVI_MAX_OVERRIDES = 64;
 export const HVI_EMULATE_BYTES = 256;
 export const HVI_EVENT_VALID = 0x1;
 export const HVI_EVENT_ERROR_CODE = 0x2;
@@ -435,36 +439,36 @@ export const EMULATE_RANGE_LEN = 8;
 export const EMULATE_RANGE_OFFSET = 12;
 
 // struct hvi_reply (offsets from the start of the vCPU page)
-export const SIZEOF_REPLY = 304;
+export const SIZEOF_REPLY = 528;
 export const REPLY_ACTION = 728;
 export const REPLY_FLAGS = 732;
 export const REPLY_STEP_VIEW = 736;
 export const REPLY_RANGE = 744;
-export const REPLY_BYTES = 776;
+export const REPLY_BYTES = 1000;
 
 // struct hvi_event (offsets from the start of the vCPU page)
 export const SIZEOF_EVENT = 32;
-export const EVENT_FLAGS = 1032;
-export const EVENT_TYPE = 1036;
-export const EVENT_VECTOR = 1040;
-export const EVENT_ERROR_CODE = 1044;
-export const EVENT_CR2 = 1048;
-export const EVENT_INSN_LEN = 1056;
-export const EVENT_STATUS = 1060;
+export const EVENT_FLAGS = 1256;
+export const EVENT_TYPE = 1260;
+export const EVENT_VECTOR = 1264;
+export const EVENT_ERROR_CODE = 1268;
+export const EVENT_CR2 = 1272;
+export const EVENT_INSN_LEN = 1280;
+export const EVENT_STATUS = 1284;
 
 // struct hvi_counters (offsets from the start of the vCPU page)
 export const SIZEOF_COUNTERS = 64;
-export const COUNTERS_INSTRUCTIONS = 1064;
-export const COUNTERS_EXITS = 1072;
-export const COUNTERS_AD_WRITES = 1080;
-export const COUNTERS_TLB_MISSES = 1088;
-export const COUNTERS_BLOCKS = 1096;
-export const COUNTERS_INTERNAL_EXITS = 1104;
-export const COUNTERS_EVENTS = 1112;
-export const COUNTERS_INVEPTS = 1120;
+export const COUNTERS_INSTRUCTIONS = 1288;
+export const COUNTERS_EXITS = 1296;
+export const COUNTERS_AD_WRITES = 1304;
+export const COUNTERS_TLB_MISSES = 1312;
+export const COUNTERS_BLOCKS = 1320;
+export const COUNTERS_INTERNAL_EXITS = 1328;
+export const COUNTERS_EVENTS = 1336;
+export const COUNTERS_INVEPTS = 1344;
 
 // struct hvi_vcpu
-export const SIZEOF_VCPU = 1128;
+export const SIZEOF_VCPU = 1352;
 export const VCPU_SIZE = 0;
 export const VCPU_INDEX = 4;
 export const VCPU_VALID = 8;
@@ -510,8 +514,8 @@ export const VCPU_SPEC_CTRL = 584;
 export const VCPU_DR = 592;
 export const VCPU_EXIT = 656;
 export const VCPU_REPLY = 728;
-export const VCPU_EVENT = 1032;
-export const VCPU_COUNTERS = 1064;
+export const VCPU_EVENT = 1256;
+export const VCPU_COUNTERS = 1288;
 
 // struct hvi_run
 export const SIZEOF_RUN = 24;

@@ -3,10 +3,11 @@ import { describe, expect, test } from "bun:test";
 import * as abi from "./abi.ts";
 import { EptRanges } from "./ept-ranges.ts";
 import { BackendError, HviError } from "./error.ts";
-import { FakeBackend, fakeVm } from "./fake.fixture.ts";
+import { FakeBackend, type FakeReply, fakeVm } from "./fake.fixture.ts";
 import { openVm } from "./index.ts";
 import { hasDevice } from "./native.ts";
 import { GuestRam, RAM_CHUNK } from "./ram.ts";
+import type { Vcpu } from "./vcpu.ts";
 import { Vm } from "./vm.ts";
 
 describe("Vm", () => {
@@ -24,7 +25,7 @@ describe("Vm", () => {
 
   test("refuses another ABI version and names both", () => {
     const backend = new FakeBackend({ abiVersion: 99 });
-    expect(() => new Vm(backend)).toThrow(/version 99.*version 1/);
+    expect(() => new Vm(backend)).toThrow(/version 99.*version 2/);
     expect(backend.closed).toBe(true);
     try {
       new Vm(new FakeBackend({ abiVersion: 99 }));
@@ -71,7 +72,24 @@ describe("Vm", () => {
     vm.vcpus[1].scratch();
     backend.exits.push(() => 0);
     vm.run();
-    expect(backend.replies).toEqual([abi.HVI_REPLY_SCRATCH]);
+    expect(backend.replies.map((r) => [r.action, r.flags])).toEqual([[abi.HVI_REPLY_SCRATCH, 0]]);
+    expect([vm.vcpus[1].replyAction, vm.vcpus[1].replyFlags]).toEqual([abi.HVI_REPLY_RESUME, 0]);
+  });
+
+  test("masks of intercepts are remembered, those that were refused are not", () => {
+    const { vm, backend } = fakeVm();
+    expect(vm.interceptMask(abi.HVI_INTERCEPT_CR4_WRITE, 0)).toBe(0);
+    vm.intercept(abi.HVI_INTERCEPT_CR4_WRITE, 0, 2 ** 40 + 0x80);
+    vm.intercept(abi.HVI_INTERCEPT_MSR_WRITE, 0xc0000082, 1);
+    backend.failNth(1, 22, "HVI_INTERCEPT");
+    expect(() => vm.intercept(abi.HVI_INTERCEPT_CR4_WRITE, 0, 1)).toThrow(HviError);
+    expect(vm.interceptMask(abi.HVI_INTERCEPT_CR4_WRITE, 0)).toBe(2 ** 40 + 0x80);
+    expect(vm.interceptMask(abi.HVI_INTERCEPT_MSR_WRITE, 0xc0000082)).toBe(1);
+    expect(vm.interceptMask(abi.HVI_INTERCEPT_MSR_READ, 0xc0000082)).toBe(0);
+    vm.intercept(abi.HVI_INTERCEPT_MSR_WRITE, 0xc0000082, 0);
+    expect(vm.interceptMask(abi.HVI_INTERCEPT_MSR_WRITE, 0xc0000082)).toBe(0);
+    vm.intercept(abi.HVI_INTERCEPT_IO, 0x80, 1);
+    expect(vm.interceptMask(abi.HVI_INTERCEPT_IO, 0x80)).toBe(0);
   });
 
   test("rights, batches and views", () => {
@@ -215,6 +233,10 @@ describe("Vcpu", () => {
     expect([...v.page.subarray(abi.REPLY_BYTES, abi.REPLY_BYTES + 6)]).toEqual([1, 2, 3, 4, 5, 6]);
     expect(() => v.emulate(0x5ffc, new Uint8Array(5))).toThrow(RangeError);
     expect(() => v.emulate(0, new Uint8Array(257))).toThrow(RangeError);
+    v.emulate(0x6000, Uint8Array.of(9));
+    expect(range(0)).toEqual([0x6000, 0, 1, 0]);
+    expect(range(1)[2]).toBe(0);
+    expect(v.replyFlags).toBe(0);
     v.inject(abi.HVI_EVENT_EXCEPTION, 14, 2, -0x7f000000, true);
     v.injectReply();
     expect(v.eventPending).toBe(true);
@@ -222,6 +244,101 @@ describe("Vcpu", () => {
       abi.HVI_EVENT_VALID | abi.HVI_EVENT_ERROR_CODE | abi.HVI_EVENT_CR2 | abi.HVI_EVENT_NOTIFY,
     );
     expect(v.eventVector).toBe(14);
+  });
+});
+
+describe("replies", () => {
+  /** What the backend takes for what `answer` sets. */
+  function taken(answer: (v: Vcpu, vm: Vm) => void): FakeReply {
+    const { vm, backend } = fakeVm();
+    vm.addSpare(3);
+    backend.exits.push(
+      () => 0,
+      () => 0,
+    );
+    answer(vm.run(), vm);
+    vm.run();
+    return backend.replies[0]!;
+  }
+
+  test("the flag of each setter", () => {
+    const flags = (answer: (v: Vcpu) => void) => taken(answer).flags;
+    expect(flags((v) => v.resume())).toBe(0);
+    expect(flags((v) => v.resume(true))).toBe(abi.HVI_REPLY_NOTIFY);
+    expect(flags((v) => v.scratch(true))).toBe(abi.HVI_REPLY_NOTIFY);
+    expect(taken((v) => v.step(2, true))).toMatchObject({
+      action: abi.HVI_REPLY_STEP,
+      flags: abi.HVI_REPLY_NOTIFY,
+      stepView: 2,
+    });
+    // A setter forgets what one before it had set.
+    for (const next of ["resume", "skip", "retry", "scratch", "injectReply"] as const) {
+      const answer = (v: Vcpu) => {
+        v.beginEmulate();
+        v.endEmulate(true, true);
+        v[next]();
+      };
+      expect(flags(answer)).toBe(0);
+    }
+  });
+
+  test("EMULATE from spare pages", () => {
+    const reply = taken((v) => {
+      v.beginEmulate();
+      expect(v.emulateSpare(0x5_0000_0010, 0xff0, 2)).toBe(true);
+      expect(v.emulateSpare(0x6000, 4096, 0)).toBe(true);
+      expect(v.emulateBytes(0x7000, Uint8Array.of(1))).toBe(false);
+      v.endEmulate(true, false);
+    });
+    expect(reply.flags).toBe(abi.HVI_REPLY_SPARE | abi.HVI_REPLY_WRITE);
+    expect(reply.ranges).toEqual([
+      { gpa: 0x5_0000_0010, length: 0xff0, offset: 2 },
+      { gpa: 0x6000, length: 4096, offset: 0 },
+    ]);
+  });
+
+  test("EMULATE of several ranges, and of fewer after it", () => {
+    const reply = taken((v) => {
+      v.beginEmulate();
+      for (let i = 0; i < abi.HVI_EMULATE_RANGES; i++)
+        expect(v.emulateSpare(0x1000, 8, 0)).toBe(true);
+      expect(v.emulateSpare(0x1000, 8, 0)).toBe(false);
+      v.endEmulate(false, true);
+      v.beginEmulate();
+      expect(v.emulateBytes(0x2000, Uint8Array.of(1, 2, 3, 4), 1, 2)).toBe(true);
+      expect(v.emulateBytes(0x3000, new Uint8Array(254).fill(7))).toBe(true);
+      expect(v.emulateBytes(0x4000, Uint8Array.of(1))).toBe(false);
+      expect(v.emulateSpare(0x4000, 1, 0)).toBe(false);
+      v.endEmulate(false, true);
+    });
+    expect(reply.flags).toBe(abi.HVI_REPLY_NOTIFY);
+    expect(reply.ranges).toEqual([
+      { gpa: 0x2000, length: 2, offset: 0 },
+      { gpa: 0x3000, length: 254, offset: 2 },
+    ]);
+    expect([...reply.bytes.subarray(0, 3)]).toEqual([2, 3, 7]);
+  });
+
+  test("what a backend refuses is refused", () => {
+    const refused = (answer: (v: Vcpu) => void) => expect(() => taken(answer)).toThrow("EINVAL");
+    refused((v) => {
+      v.beginEmulate();
+      v.emulateSpare(0x1000, 8, 3);
+      v.endEmulate(false, false);
+    });
+    refused((v) => {
+      v.beginEmulate();
+      v.emulateSpare(0x1ffc, 8, 0);
+      v.endEmulate(false, false);
+    });
+    refused((v) => {
+      v.skip();
+      v.u32[abi.REPLY_FLAGS >>> 2] = abi.HVI_REPLY_NOTIFY;
+    });
+    refused((v) => {
+      v.scratch();
+      v.u32[abi.REPLY_FLAGS >>> 2] = abi.HVI_REPLY_WRITE;
+    });
   });
 });
 

@@ -21,6 +21,30 @@ export interface FakeCall {
   readonly args: Readonly<Record<string, number>>;
 }
 
+/** A reply as the backend takes it. */
+export interface FakeReply {
+  /** HVI_REPLY_RESUME... */
+  readonly action: number;
+  /** HVI_REPLY_NOTIFY... */
+  readonly flags: number;
+  readonly stepView: number;
+  /** The used ranges of EMULATE. */
+  readonly ranges: readonly { gpa: number; length: number; offset: number }[];
+  /** bytes[] of EMULATE. */
+  readonly bytes: Uint8Array;
+}
+
+/** Flags that each action takes. */
+const REPLY_FLAGS: Readonly<Record<number, number>> = {
+  [abi.HVI_REPLY_RESUME]: abi.HVI_REPLY_NOTIFY,
+  [abi.HVI_REPLY_SKIP]: 0,
+  [abi.HVI_REPLY_RETRY]: 0,
+  [abi.HVI_REPLY_EMULATE]: abi.HVI_REPLY_NOTIFY | abi.HVI_REPLY_WRITE | abi.HVI_REPLY_SPARE,
+  [abi.HVI_REPLY_SCRATCH]: abi.HVI_REPLY_NOTIFY,
+  [abi.HVI_REPLY_STEP]: abi.HVI_REPLY_NOTIFY,
+  [abi.HVI_REPLY_INJECT]: 0,
+};
+
 /** Fills in one exit; returns the number of the vCPU that exits (0 when it returns nothing). */
 export type FakeExit = (page: (vcpu: number) => Uint32Array) => number | undefined;
 
@@ -52,8 +76,8 @@ export class FakeBackend implements Backend {
   /** Intercepts switched on: "kind:index" to mask. */
   readonly intercepts = new Map<string, number>();
   closed = false;
-  /** Reply actions taken, one each HVI_RUN after the first: what the engine answered. */
-  readonly replies: number[] = [];
+  /** Replies taken, one each HVI_RUN after the first: what the engine answered. */
+  readonly replies: FakeReply[] = [];
   private exitedLast = -1;
   private readonly slots: MemorySlot[] = [];
   private ramSize = 0;
@@ -142,6 +166,36 @@ export class FakeBackend implements Backend {
   close(): void {
     this.record("close", {});
     this.closed = true;
+  }
+
+  /** The reply in a vCPU page; undefined when a backend must refuse it. */
+  private readReply(page: ArrayBuffer): FakeReply | undefined {
+    const u32 = new Uint32Array(page);
+    const action = u32[abi.REPLY_ACTION >>> 2];
+    const flags = u32[abi.REPLY_FLAGS >>> 2];
+    const ranges: { gpa: number; length: number; offset: number }[] = [];
+    if (flags & ~(REPLY_FLAGS[action] ?? -1)) return undefined;
+    for (let i = 0; action === abi.HVI_REPLY_EMULATE && i < abi.HVI_EMULATE_RANGES; i++) {
+      const w = (abi.REPLY_RANGE + i * abi.SIZEOF_EMULATE_RANGE) >>> 2;
+      const gpa = u32[w + 1] * 2 ** 32 + u32[w];
+      const length = u32[w + (abi.EMULATE_RANGE_LEN >>> 2)];
+      const offset = u32[w + (abi.EMULATE_RANGE_OFFSET >>> 2)];
+      if (length === 0) continue;
+      if ((gpa % abi.HVI_PAGE_SIZE) + length > abi.HVI_PAGE_SIZE) return undefined;
+      const found =
+        flags & abi.HVI_REPLY_SPARE
+          ? offset < this.spareCount
+          : offset + length <= abi.HVI_EMULATE_BYTES;
+      if (!found) return undefined;
+      ranges.push({ gpa, length, offset });
+    }
+    return {
+      action,
+      flags,
+      stepView: u32[abi.REPLY_STEP_VIEW >>> 2],
+      ranges,
+      bytes: new Uint8Array(page).slice(abi.REPLY_BYTES, abi.REPLY_BYTES + abi.HVI_EMULATE_BYTES),
+    };
   }
 
   private readonly handlers: Readonly<
@@ -237,13 +291,18 @@ export class FakeBackend implements Backend {
         const exit = this.exits.shift();
         if (!exit) return -ENODATA;
         if (this.exitedLast >= 0) {
-          const last = new Uint32Array(this.vcpuPages[this.exitedLast]);
-          this.replies.push(last[abi.REPLY_ACTION >>> 2]);
+          const reply = this.readReply(this.vcpuPages[this.exitedLast]);
+          if (!reply) {
+            this.exits.unshift(exit);
+            return -EINVAL;
+          }
+          this.replies.push(reply);
         }
         for (const p of this.vcpuPages) {
           const u32 = new Uint32Array(p);
           u32[abi.VCPU_DIRTY >>> 2] = 0;
           u32[abi.REPLY_ACTION >>> 2] = abi.HVI_REPLY_RESUME;
+          u32[abi.REPLY_FLAGS >>> 2] = 0;
         }
         const vcpu = exit((i) => new Uint32Array(this.vcpuPages[i])) ?? 0;
         this.exitedLast = vcpu;

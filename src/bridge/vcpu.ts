@@ -12,6 +12,9 @@ const W_RFLAGS = abi.VCPU_RFLAGS >>> 2;
 const W_SEG = abi.VCPU_SEG >>> 2;
 const SEGMENT_WORDS = abi.SIZEOF_SEGMENT >>> 2;
 const W_ACTION = abi.REPLY_ACTION >>> 2;
+const W_REPLY_FLAGS = abi.REPLY_FLAGS >>> 2;
+const W_RANGE = abi.REPLY_RANGE >>> 2;
+const RANGE_WORDS = abi.SIZEOF_EMULATE_RANGE >>> 2;
 
 /** What HVI_EXIT_ENTRY_FAILED's number says. */
 const ENTRY_ERRORS: Readonly<Record<number, string>> = {
@@ -38,6 +41,11 @@ export type FetchState = (vcpu: number, groups: number) => void;
 export class Vcpu {
   readonly u32: Uint32Array;
   private readonly i32: Int32Array;
+  /** Ranges and bytes that the EMULATE reply under construction has so far, and the ranges that one before left. */
+  private emulateRanges = 0;
+  private emulateUsed = 0;
+  private emulateLeft = 0;
+  private emulateFlags = 0;
 
   constructor(
     readonly index: number,
@@ -472,28 +480,37 @@ export class Vcpu {
   get replyAction(): number {
     return this.u32[W_ACTION];
   }
-  resume(): void {
-    this.u32[W_ACTION] = abi.HVI_REPLY_RESUME;
+  /** HVI_REPLY_* flags of the reply. */
+  get replyFlags(): number {
+    return this.u32[W_REPLY_FLAGS];
+  }
+  private reply(action: number, flags: number): void {
+    this.u32[W_REPLY_FLAGS] = flags;
+    this.u32[W_ACTION] = action;
+  }
+  /** With `notify`, here and below: HVI_EXIT_STEP when the instruction is over. */
+  resume(notify = false): void {
+    this.reply(abi.HVI_REPLY_RESUME, notify ? abi.HVI_REPLY_NOTIFY : 0);
   }
   skip(): void {
-    this.u32[W_ACTION] = abi.HVI_REPLY_SKIP;
+    this.reply(abi.HVI_REPLY_SKIP, 0);
   }
   retry(): void {
-    this.u32[W_ACTION] = abi.HVI_REPLY_RETRY;
+    this.reply(abi.HVI_REPLY_RETRY, 0);
   }
-  scratch(): void {
-    this.u32[W_ACTION] = abi.HVI_REPLY_SCRATCH;
+  scratch(notify = false): void {
+    this.reply(abi.HVI_REPLY_SCRATCH, notify ? abi.HVI_REPLY_NOTIFY : 0);
   }
-  /** Run one instruction in another view; with `notify`, HVI_EXIT_STEP afterwards. */
+  /** Run one instruction in another view. */
   step(view: number, notify = false): void {
     this.u32[abi.REPLY_STEP_VIEW >>> 2] = view;
-    this.u32[abi.REPLY_FLAGS >>> 2] = notify ? abi.HVI_STEP_NOTIFY : 0;
-    this.u32[W_ACTION] = abi.HVI_REPLY_STEP;
+    this.reply(abi.HVI_REPLY_STEP, notify ? abi.HVI_REPLY_NOTIFY : 0);
   }
   /**
    * The instruction's reads of [gpa, gpa + bytes.length) see these bytes.
    * When the range goes over a page boundary, `split` is how many of them
-   * belong to gpa; the rest stands at gpa2.
+   * belong to gpa; the rest stands at gpa2. Writes of the instruction to the
+   * violated page are dropped when the view forbids them.
    * Throws RangeError for more than 256 bytes or a part that crosses a page.
    */
   emulate(gpa: number, bytes: Uint8Array, gpa2?: number, split?: number): void {
@@ -508,21 +525,72 @@ export class Vcpu {
     ) {
       throw new RangeError("emulate: a range crosses a page");
     }
-    this.putEmulateRange(0, gpa, first, 0);
-    this.putEmulateRange(1, gpa2 ?? 0, second, first);
+    this.beginEmulate();
+    this.putEmulateRange(gpa, first, 0);
+    if (gpa2 !== undefined) this.putEmulateRange(gpa2, second, first);
     this.page.set(bytes, abi.REPLY_BYTES);
-    this.u32[W_ACTION] = abi.HVI_REPLY_EMULATE;
+    this.endEmulate(false, false);
   }
-  private putEmulateRange(i: number, gpa: number, length: number, offset: number): void {
-    const w = (abi.REPLY_RANGE + i * abi.SIZEOF_EMULATE_RANGE) >>> 2;
+
+  /**
+   * Starts an EMULATE reply of several ranges: emulateBytes() or emulateSpare()
+   * for each, then endEmulate(). Nothing is answered before that.
+   */
+  beginEmulate(): void {
+    this.emulateRanges = 0;
+    this.emulateUsed = 0;
+    this.emulateFlags = 0;
+  }
+  /**
+   * Reads of [gpa, gpa + length) see bytes[at ...]; the range stays in one page.
+   * False when ranges (16) or bytes (256 of all ranges) are used up, or when
+   * this reply takes its bytes from spare pages; nothing is added then.
+   */
+  emulateBytes(gpa: number, bytes: Uint8Array, at = 0, length = bytes.length - at): boolean {
+    const used = this.emulateUsed;
+    if (used + length > abi.HVI_EMULATE_BYTES || this.emulateFlags !== 0) return false;
+    if (!this.putEmulateRange(gpa, length, used)) return false;
+    for (let i = 0; i < length; i++) this.page[abi.REPLY_BYTES + used + i] = bytes[at + i];
+    this.emulateUsed = used + length;
+    return true;
+  }
+  /**
+   * Reads of [gpa, gpa + length) see the bytes at the same place in a spare
+   * page; the range stays in one page. False when ranges (16) are used up, or
+   * when this reply supplies bytes itself; nothing is added then.
+   */
+  emulateSpare(gpa: number, length: number, spare: number): boolean {
+    if (this.emulateUsed !== 0 || !this.putEmulateRange(gpa, length, spare)) return false;
+    this.emulateFlags = abi.HVI_REPLY_SPARE;
+    return true;
+  }
+  /**
+   * Answers with EMULATE. Writes into the ranges are dropped; with `write`, all
+   * others to the violated page take effect, whatever its rights.
+   */
+  endEmulate(write: boolean, notify: boolean): void {
+    for (let i = this.emulateRanges; i < this.emulateLeft; i++) {
+      this.u32[W_RANGE + RANGE_WORDS * i + (abi.EMULATE_RANGE_LEN >>> 2)] = 0;
+    }
+    this.emulateLeft = this.emulateRanges;
+    this.reply(
+      abi.HVI_REPLY_EMULATE,
+      this.emulateFlags | (write ? abi.HVI_REPLY_WRITE : 0) | (notify ? abi.HVI_REPLY_NOTIFY : 0),
+    );
+  }
+  private putEmulateRange(gpa: number, length: number, offset: number): boolean {
+    if (this.emulateRanges === abi.HVI_EMULATE_RANGES) return false;
+    const w = W_RANGE + RANGE_WORDS * this.emulateRanges++;
+    if (this.emulateLeft < this.emulateRanges) this.emulateLeft = this.emulateRanges;
     this.u32[w] = gpa >>> 0;
     this.u32[w + 1] = Math.floor(gpa / TWO32);
     this.u32[w + (abi.EMULATE_RANGE_LEN >>> 2)] = length;
     this.u32[w + (abi.EMULATE_RANGE_OFFSET >>> 2)] = offset;
+    return true;
   }
   /** Forget the exit and deliver the event set with inject() at the current RIP. */
   injectReply(): void {
-    this.u32[W_ACTION] = abi.HVI_REPLY_INJECT;
+    this.reply(abi.HVI_REPLY_INJECT, 0);
   }
 
   // ---- events ---------------------------------------------------------------

@@ -7,6 +7,7 @@ import { GuestRam, type MemorySlot, RAM_CHUNK } from "./ram.ts";
 import { Vcpu } from "./vcpu.ts";
 
 const EINTR = 4;
+const TWO32 = 4294967296;
 
 /** What a backend can do. */
 export interface VmInfo {
@@ -62,6 +63,8 @@ export class Vm {
   private readonly vcpuList: Vcpu[] = [];
   private vcpuCount = 0;
   private readonly sparePages: Uint8Array[] = [];
+  /** Masks of the intercepts set, by kind * 2^32 + index. */
+  private readonly masks = new Map<number, number>();
   private open = true;
 
   // Argument structures, made once.
@@ -234,6 +237,15 @@ export class Vm {
     b.set32(abi.INTERCEPT_INDEX, index);
     b.set64(abi.INTERCEPT_MASK, mask);
     this.ioctl(abi.HVI_INTERCEPT, b);
+    // Ports are set as ranges that may overlap: no one mask stands for an index.
+    if (kind !== abi.HVI_INTERCEPT_IO) this.masks.set(kind * TWO32 + index, mask);
+  }
+  /**
+   * The mask that an intercept was set to last; 0 when it never was. Not of
+   * HVI_INTERCEPT_IO, for which it is always 0.
+   */
+  interceptMask(kind: number, index: number): number {
+    return this.masks.get(kind * TWO32 + index) ?? 0;
   }
 
   // ---- EPT --------------------------------------------------------------------

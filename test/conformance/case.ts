@@ -3,7 +3,7 @@
 
 import * as abi from "../../src/bridge/abi.ts";
 import type { Vcpu } from "../../src/bridge/index.ts";
-import type { Bench } from "./bench.ts";
+import { type Bench, fromHex } from "./bench.ts";
 import type { Regs } from "./cpu.ts";
 import type { Mode } from "./layout.ts";
 
@@ -49,8 +49,8 @@ export class Step {
       : f;
     return this;
   }
-  resume(): this {
-    return this.do((v) => v.resume());
+  resume(notify = false): this {
+    return this.do((v) => v.resume(notify));
   }
   skip(): this {
     return this.do((v) => v.skip());
@@ -65,8 +65,28 @@ export class Step {
       v.retry();
     });
   }
-  scratch(): this {
-    return this.do((v) => v.scratch());
+  scratch(notify = false): this {
+    return this.do((v) => v.scratch(notify));
+  }
+  /** EMULATE with ranges of supplied bytes (hex), each inside one page. */
+  emulate(ranges: When<[number, string][]>, o: EmulateFlags = {}): this {
+    return this.do((v, t) => {
+      v.beginEmulate();
+      for (const [gpa, hex] of at(ranges, t)) {
+        if (!v.emulateBytes(gpa, fromHex(hex))) throw new Error("no room for a range");
+      }
+      v.endEmulate(o.write === true, o.notify === true);
+    });
+  }
+  /** EMULATE with ranges [gpa, length, spare page]. */
+  emulateSpare(ranges: When<[number, number, number][]>, o: EmulateFlags = {}): this {
+    return this.do((v, t) => {
+      v.beginEmulate();
+      for (const [gpa, length, spare] of at(ranges, t)) {
+        if (!v.emulateSpare(gpa, length, spare)) throw new Error("no room for a range");
+      }
+      v.endEmulate(o.write === true, o.notify === true);
+    });
   }
   step(view: number, notify = false): this {
     return this.do((v) => v.step(view, notify));
@@ -77,6 +97,11 @@ export class Step {
       v.injectReply();
     });
   }
+}
+
+export interface EmulateFlags {
+  write?: boolean;
+  notify?: boolean;
 }
 
 export interface Event {
@@ -198,5 +223,9 @@ export function trap(
     frame: { vector, ...at(frame, t) },
     ...at(more, t),
   })).skip();
+}
+/** The instruction of a reply with `notify` is over; RIP stands at `rip`. */
+export function over(rip: When<number | bigint>, more: When<Partial<Want>> = {}): Step {
+  return new Step((t) => ({ reason: abi.HVI_EXIT_STEP, rip: at(rip, t), ...at(more, t) }));
 }
 export const none: Step[] = [];

@@ -719,12 +719,16 @@ static void random_reply(struct hvi_vcpu *p)
 	struct hvi_reply *r = &p->reply;
 
 	r->action = one_in(64) ? (u32)number() : (u32)below(HVI_REPLY_ACTIONS);
-	r->flags = one_in(64) ? (u32)number() : (u32)below(2);
+	r->flags = one_in(64) ? (u32)number() : one_in(4) ? (u32)below(8) : (u32)below(2);
 	r->step_view = one_in(16) ? (u32)number() : (u32)below(3);
-	for (u32 i = 0; i < 2; i++) {
+	for (u32 i = 0; i < HVI_EMULATE_RANGES; i++) {
+		bool page = (r->flags & HVI_REPLY_SPARE) && one_in(4);
+
 		r->range[i].gpa = one_in(2) ? p->exit.gpa : number();
-		r->range[i].len = one_in(32) ? (u32)number() : (u32)below(33);
-		r->range[i].offset = one_in(32) ? (u32)number() : (u32)below(200);
+		if (page)
+			r->range[i].gpa &= ~0xfffull;
+		r->range[i].len = one_in(2) ? 0 : one_in(64) ? (u32)number() : page ? 4096 : (u32)below(33);
+		r->range[i].offset = one_in(64) ? (u32)number() : r->flags & HVI_REPLY_SPARE ? (u32)below(3) : (u32)below(200);
 	}
 	for (u32 i = 0; i < 32; i++)
 		r->bytes[below(HVI_EMULATE_BYTES)] = (u8)rnd();
