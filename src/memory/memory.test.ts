@@ -309,22 +309,92 @@ describe("virtual memory", () => {
     v.write(EDGE - 3, Uint8Array.of(0x41, 0, 0x42, 0, 0, 0));
     expect(v.readString16(EDGE - 3, 64)).toBe("AB");
     const inPlace = v.map(KERNEL + 8, 8)!;
-    inPlace[0] = 0x55;
+    inPlace.bytes[0] = 0x55;
+    expect(inPlace.direct).toBe(true);
     expect(v.read8(KERNEL + 8)).toBe(0x55);
-    expect(v.map(EDGE - 4, 8)!.length).toBe(8);
+    const copy = v.map(EDGE - 4, 8)!;
+    copy.bytes[0]++;
+    expect([copy.direct, copy.bytes.length]).toEqual([false, 8]);
+    expect(v.read8(EDGE - 4)).not.toBe(copy.bytes[0]);
   });
 
-  test("safeWrite wants the guest's rights and the EPT's", () => {
+  test("an error leaves what the comments say", () => {
+    const { v, m } = space();
+    const end = KERNEL + 0x3000;
+    v.fill(KERNEL, 0x3000, 0x11);
+    // Reads: what is before the absent page, and nothing after it.
+    const into = new Uint8Array(8);
+    expect(v.readInto(end - 3, into)).toBe(false);
+    expect(into).toEqual(Uint8Array.of(0x11, 0x11, 0x11, 0, 0, 0, 0, 0));
+    const u64 = { lo: 1, hi: 2 };
+    expect(v.readU64Into(end - 3, u64)).toBe(false);
+    expect(u64).toEqual({ lo: 1, hi: 2 });
+    // Writes of every size over the end of what is present, or into device space: nothing.
+    expect([v.write16(end - 1, 0), v.write32(end - 2, 0), v.writeU64(end - 7, 0, 0)]).toEqual([
+      false,
+      false,
+      false,
+    ]);
+    expect(v.write(end - 100, new Uint8Array(101))).toBe(false);
+    expect(v.fill(KERNEL, 0x3001, 0)).toBe(false);
+    expect(v.read(KERNEL, 0x3000)!.every((b) => b === 0x11)).toBe(true);
+    expect(v.write(KERNEL + 0x8000, new Uint8Array(1))).toBe(false);
+    expect(m.write32(4 * MIB - 2, 0xffffffff)).toBe(false);
+    expect(m.read16(4 * MIB - 2)).toBe(0);
+    const some = new Uint8Array(16).fill(9);
+    expect(m.readPartial(4 * MIB - 5, some)).toBe(5);
+    expect([some[4], some[5]]).toEqual([0, 9]);
+  });
+
+  test("lengths from a guest: none throws or allocates what is not there", () => {
+    const { v, m } = space();
+    for (const length of [-1, Number.NaN, Number.POSITIVE_INFINITY, 2 ** 31, 2 ** 52]) {
+      expect(v.read(KERNEL, length)).toBeUndefined();
+      expect(v.map(KERNEL, length)).toBeUndefined();
+      expect(v.fill(KERNEL, length, 0)).toBe(false);
+      expect(m.read(0, length)).toBeUndefined();
+      expect(m.map(0, length)).toBeUndefined();
+      expect(m.fill(0, length, 0)).toBe(false);
+    }
+    expect(v.readString(KERNEL, -5)).toBe("");
+    expect(v.read(KERNEL + 0x5000, 0)).toEqual(new Uint8Array(0));
+    expect(v.write(KERNEL + 0x5001, new Uint8Array(0))).toBe(true);
+  });
+
+  test("several ranges in one call, each as far as it is present", () => {
     const { v } = space();
-    const one = Uint8Array.of(7);
-    const all = (): number => 7;
-    expect(v.safeWrite(KERNEL, one, 3, all)).toBe(true);
-    expect(v.safeWrite(KERNEL + 0x1000, one, 0, all)).toBe(false);
-    expect(v.safeWrite(KERNEL + 0x2000, one, 3, all)).toBe(false);
-    expect(v.safeWrite(KERNEL + 0x2000, one, 0, all)).toBe(true);
-    expect(v.safeWrite(KERNEL + 0x2000, one, 0, (g) => (g === 9 ? 5 : 7))).toBe(false);
-    expect(v.safeWrite(EDGE - 1, Uint8Array.of(8, 8), 0, all)).toBe(false);
-    expect(v.read8(EDGE - 1)).toBe(0);
+    v.fill(KERNEL, 0x3000, 7);
+    const ranges = [
+      { gva: KERNEL + 0xff0, into: new Uint8Array(32), done: -1 },
+      { gva: KERNEL + 0x2ffe, into: new Uint8Array(4), done: -1 },
+      { gva: 0x800000000000, into: new Uint8Array(1), done: -1 },
+      { gva: KERNEL, into: new Uint8Array(0), done: -1 },
+    ];
+    expect(v.readMany(ranges)).toBe(2);
+    expect(ranges.map((r) => r.done)).toEqual([32, 2, 0, 0]);
+    expect(ranges[1].into).toEqual(Uint8Array.of(7, 7, 0, 0));
+  });
+
+  test("ranges end where the address space does, and wrap only in long mode's top half", () => {
+    const { m } = space();
+    const wide = new FakeTables(m, "4level", 0x40000);
+    wide.map(-0x1000, 0x5000);
+    wide.map(0, 0x6000);
+    wide.map(0x7ffffffff000, 0x7000);
+    m.write(0x5ffe, Uint8Array.of(1, 2));
+    m.write(0x6000, Uint8Array.of(3, 4));
+    const v = new VirtualMemory(m, wide.root, "4level");
+    expect(v.read32(-2)).toBe(0x04030201);
+    expect(v.write32(-2, 0x0a0b0c0d)).toBe(true);
+    expect(m.read16(0x6000)).toBe(0x0a0b);
+    expect(v.read32(0x7ffffffffffe)).toBe(-1);
+    expect(v.readPartial(0x7ffffffffffe, new Uint8Array(4))).toBe(2);
+    const narrow = new FakeTables(m, "32", 0x60000);
+    narrow.map(0xfffff000, 0x5000);
+    narrow.map(0, 0x6000);
+    const n = new VirtualMemory(m, narrow.root, "32");
+    expect(n.readPartial(0xfffffffe, new Uint8Array(4))).toBe(2);
+    expect(n.read16(0xffffffff)).toBe(-1);
   });
 
   test("57-bit addresses, also over a multiple of 4 GiB", () => {

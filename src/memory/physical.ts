@@ -3,6 +3,8 @@ import type { GuestRam } from "../bridge/ram.ts";
 import { RAM_CHUNK } from "../bridge/ram.ts";
 
 const TWO32 = 4294967296;
+/** Bytes that are copied one by one. */
+const FEW = 16;
 
 /** A 64-bit value as two unsigned halves. */
 export interface U64 {
@@ -125,22 +127,35 @@ export class PhysicalMemory {
     return this.ram.bytes[chunk];
   }
 
-  /** Fills `into` from memory. False, with `into` partly written, when some of it is not RAM. */
-  readInto(gpa: number, into: Uint8Array): boolean {
-    for (let done = 0; done < into.length; ) {
+  /** Copies as much as is RAM from gpa on; returns the bytes copied. */
+  readPartial(gpa: number, into: Uint8Array): number {
+    let done = 0;
+    while (done < into.length) {
       const n = Math.min(into.length - done, 0x1000 - ((gpa + done) & 0xfff));
       const page = this.ram.view(gpa + done, n);
-      if (!page) return false;
+      if (!page) break;
       into.set(page, done);
       done += n;
     }
-    return true;
+    return done;
+  }
+  /** Fills `into` from memory. False, with `into` partly written, when some of it is not RAM. */
+  readInto(gpa: number, into: Uint8Array): boolean {
+    return this.readPartial(gpa, into) === into.length;
   }
   /** A copy of [gpa, gpa + length); undefined when some of it is not RAM. */
   read(gpa: number, length: number): Uint8Array | undefined {
-    if (!this.ram.contains(gpa, length)) return undefined;
+    if (!(length >= 0) || !this.ram.contains(gpa, length)) return undefined;
     const out = new Uint8Array(length);
     return this.readInto(gpa, out) ? out : undefined;
+  }
+  /**
+   * The bytes of [gpa, gpa + length) in place, of any number of pages that lie
+   * side by side in the mapping (one page always does); undefined otherwise, and
+   * when some of it is not RAM. Nothing needs to be unmapped.
+   */
+  map(gpa: number, length: number): Uint8Array | undefined {
+    return length >= 0 ? this.ram.view(gpa, length) : undefined;
   }
 
   write8(gpa: number, value: number): boolean {
@@ -175,19 +190,38 @@ export class PhysicalMemory {
     if (!this.ram.contains(gpa, bytes.length)) return false;
     for (let done = 0; done < bytes.length; ) {
       const n = Math.min(bytes.length - done, 0x1000 - ((gpa + done) & 0xfff));
-      this.ram.view(gpa + done, n)?.set(bytes.subarray(done, done + n));
+      this.ram
+        .view(gpa + done, n)
+        ?.set(n === bytes.length ? bytes : bytes.subarray(done, done + n));
       done += n;
     }
     return true;
   }
   /** Sets [gpa, gpa + length) to one byte; all or nothing. */
   fill(gpa: number, length: number, value: number): boolean {
-    if (!this.ram.contains(gpa, length)) return false;
+    if (!(length >= 0) || !this.ram.contains(gpa, length)) return false;
     for (let done = 0; done < length; ) {
       const n = Math.min(length - done, 0x1000 - ((gpa + done) & 0xfff));
       this.ram.view(gpa + done, n)?.fill(value);
       done += n;
     }
     return true;
+  }
+  /**
+   * Writes bytes to pages that need not be neighbours: from pages[0] to the end of its page, then
+   * from pages[1] on, and so forth. What is not RAM is left out: the caller has looked.
+   */
+  scatter(pages: Float64Array, bytes: Uint8Array): void {
+    for (let i = 0, done = 0; done < bytes.length; i++) {
+      const gpa = pages[i];
+      const n = Math.min(bytes.length - done, 0x1000 - (gpa & 0xfff));
+      // A view is an object to be made: few bytes go one by one.
+      if (n <= FEW) {
+        for (let k = 0; k < n; k++) this.write8(gpa + k, bytes[done + k]);
+      } else {
+        this.ram.view(gpa, n)?.set(n === bytes.length ? bytes : bytes.subarray(done, done + n));
+      }
+      done += n;
+    }
   }
 }

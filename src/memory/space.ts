@@ -1,10 +1,24 @@
 // SPDX-License-Identifier: MIT
 import type { PagingFeatures, PagingMode } from "./translate.ts";
 
-/** One address space of the guest: what a walk of its tables needs to know. VirtualMemory is one. */
+const TWO32 = 4294967296;
+
+/** What a walk needs beside the address: whose tables, and how they are read. */
 export interface AddressSpace {
-  /** CR3; bits that are no address (PCID) are allowed. */
+  /** CR3; PCID bits allowed. */
   readonly root: number;
   readonly mode: PagingMode;
   readonly features: PagingFeatures;
+}
+
+/**
+ * Guest physical address of the first table that a CR3 names: without PCID and
+ * cache bits, which differ between two loads of the same tables. -1 without
+ * paging, where CR3 names none.
+ */
+export function rootTable(mode: PagingMode, cr3: number): number {
+  if (mode === "none") return -1;
+  const low = (cr3 & (mode === "pae" ? 0xffffffe0 : 0xfffff000)) >>> 0;
+  if (mode === "32" || mode === "pae") return low;
+  return (Math.floor(cr3 / TWO32) & 0xfffff) * TWO32 + low;
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 import type { PhysicalMemory, U64 } from "./physical.ts";
+import type { AddressSpace } from "./space.ts";
 import {
   DEFAULT_FEATURES,
   type PagingFeatures,
@@ -16,22 +17,57 @@ const utf16 = new TextDecoder("utf-16le");
 const FEW = 16;
 /** The longest string that is read, whatever the caller asks. */
 const STRING_LIMIT = 65536;
+/** The longest copy that read() and map() make: a length may come from the guest. */
+export const READ_LIMIT = 0x4000000;
+/** Longest range that write() and fill() take. */
+export const WRITE_LIMIT = 0x4000000;
+/** Where the pages of a write stand, for up to 1 MiB; longer ones get their own. */
+const targets = new Float64Array(257);
+const few = new Uint8Array(8);
+const fewWords = new DataView(few.buffer);
+
+/** One range of readMany(). */
+export interface ReadRange {
+  readonly gva: number;
+  readonly into: Uint8Array;
+  /** Out: bytes read from gva on. */
+  done: number;
+}
+
+/** What map() gives. */
+export interface Mapped {
+  readonly bytes: Uint8Array;
+  /** The bytes are the guest's own. False: a copy, which a write does not leave. */
+  readonly direct: boolean;
+}
 
 /**
  * The virtual memory of one address space. Reads and writes of any size across
  * pages. A page that is not present is an answer (-1, NaN, undefined, false),
- * not a throw. Translations are not remembered: the guest may change its
- * tables at any time.
+ * not a throw. What was translated is not taken as still true: the guest may
+ * change its tables at any time.
+ *
+ * On an error: a read of a number gives its error value and nothing else;
+ * readPartial and readMany say how many bytes they read; readInto leaves `into`
+ * partly written; a write that answers false has changed nothing.
+ *
+ * In long mode a range that runs over the last address goes on at 0, as on the
+ * CPU; one that leaves the canonical half ends there. In 32-bit modes a range
+ * ends at 4 GiB.
  *
  * Writes look at presence only, not at the guest's rights or the EPT's: use
- * safeWrite where the address comes from the guest.
+ * safeWrite() where the address comes from the guest.
  */
-export class VirtualMemory {
-  /** Record of the last translation. */
+export class VirtualMemory implements AddressSpace {
+  /** Record of the last gpaOf() or translate(). */
   readonly last = new Translation();
   private readonly u64: U64 = { lo: 0, hi: 0 };
   /** Bytes of a pointer: 8 in long mode, else 4. Compatibility-mode code has 4 under long-mode tables. */
   readonly pointerSize: 4 | 8;
+
+  static pointerSizeOf(mode: PagingMode): 4 | 8 {
+    return mode === "4level" || mode === "5level" ? 8 : 4;
+  }
 
   /**
    * @param root CR3, PCID bits allowed
@@ -42,9 +78,9 @@ export class VirtualMemory {
     readonly root: number,
     readonly mode: PagingMode,
     readonly features: PagingFeatures = DEFAULT_FEATURES,
-    pointerSize?: 4 | 8,
+    pointerSize: 4 | 8 = VirtualMemory.pointerSizeOf(mode),
   ) {
-    this.pointerSize = pointerSize ?? (mode === "4level" || mode === "5level" ? 8 : 4);
+    this.pointerSize = pointerSize;
   }
 
   /** The same tables' mode under another root. */
@@ -166,31 +202,60 @@ export class VirtualMemory {
     }
     return done;
   }
-  /** A copy of [gva, gva + length); undefined when some of it is absent. */
+  /**
+   * Several ranges in one call. Each gets what is present from its start on and
+   * says how much; one that is absent does not keep the others from being read.
+   * Returns how many are complete.
+   */
+  readMany(ranges: readonly ReadRange[]): number {
+    let complete = 0;
+    for (let i = 0; i < ranges.length; i++) {
+      const range = ranges[i];
+      range.done = this.readPartial(range.gva, range.into);
+      if (range.done === range.into.length) complete++;
+    }
+    return complete;
+  }
+  /** Every page of [gva, gva + length) is present and RAM. */
+  private present(gva: number, length: number): boolean {
+    for (let done = 0; done < length; done += 0x1000 - ((gva + done) & 0xfff)) {
+      const gpa = this.gpaOf(gva + done);
+      if (gpa < 0 || this.physical.ram.offsetOf(gpa) < 0) return false;
+    }
+    return true;
+  }
+  /**
+   * A copy of [gva, gva + length); undefined when some of it is absent, and for
+   * more than READ_LIMIT bytes.
+   */
   read(gva: number, length: number): Uint8Array | undefined {
+    // Nothing is allocated for a length that no memory stands behind.
+    if (!(length >= 0 && length <= READ_LIMIT && this.present(gva, length))) return undefined;
     const out = new Uint8Array(length);
     return this.readInto(gva, out) ? out : undefined;
   }
   /**
-   * The bytes of [gva, gva + length): in place when they lie in one page, a
-   * copy otherwise (writes to it do not reach the guest then).
+   * The bytes of [gva, gva + length): the guest's own when they lie in one page,
+   * a copy otherwise. Nothing needs to be unmapped. Undefined as with read().
    */
-  map(gva: number, length: number): Uint8Array | undefined {
-    if ((gva & 0xfff) + length > 0x1000) return this.read(gva, length);
+  map(gva: number, length: number): Mapped | undefined {
+    if (!((gva & 0xfff) + length <= 0x1000)) {
+      const bytes = this.read(gva, length);
+      return bytes && { bytes, direct: false };
+    }
     const gpa = this.gpaOf(gva);
-    return gpa < 0 ? undefined : this.physical.ram.view(gpa, length);
+    const bytes = gpa < 0 ? undefined : this.physical.ram.view(gpa, length);
+    return bytes && { bytes, direct: true };
   }
 
   /** Bytes up to NUL (of `unit` bytes) or `max`; undefined when a page before that is absent. */
   private readUntilNul(gva: number, max: number, unit: 1 | 2): Uint8Array | undefined {
-    const limit = Math.min(max, STRING_LIMIT);
+    const limit = Math.max(0, Math.min(max, STRING_LIMIT));
     const out = new Uint8Array(limit);
     let done = 0;
     while (done < limit) {
       const n = Math.min(limit - done, 0x1000 - ((gva + done) & 0xfff));
-      const page = this.map(gva + done, n);
-      if (!page) return undefined;
-      out.set(page, done);
+      if (!this.readInto(gva + done, out.subarray(done, done + n))) return undefined;
       for (let i = done - (done % unit); i + unit <= done + n; i += unit) {
         if (out[i] === 0 && (unit === 1 || out[i + 1] === 0)) return out.subarray(0, i);
       }
@@ -221,25 +286,25 @@ export class VirtualMemory {
       const gpa = this.gpaOf(gva);
       return gpa >= 0 && this.physical.write16(gpa, value);
     }
-    return this.write(gva, Uint8Array.of(value, value >>> 8));
+    fewWords.setUint16(0, value, true);
+    return this.writeFew(gva, 2);
   }
   write32(gva: number, value: number): boolean {
     if ((gva & 0xfff) <= 0xffc) {
       const gpa = this.gpaOf(gva);
       return gpa >= 0 && this.physical.write32(gpa, value);
     }
-    return this.write(gva, Uint8Array.of(value, value >>> 8, value >>> 16, value >>> 24));
+    fewWords.setUint32(0, value, true);
+    return this.writeFew(gva, 4);
   }
   writeU64(gva: number, lo: number, hi: number): boolean {
     if ((gva & 0xfff) <= 0xff8) {
       const gpa = this.gpaOf(gva);
       return gpa >= 0 && this.physical.writeU64(gpa, lo, hi);
     }
-    const bytes = new Uint8Array(8);
-    const view = new DataView(bytes.buffer);
-    view.setUint32(0, lo, true);
-    view.setUint32(4, hi, true);
-    return this.write(gva, bytes);
+    fewWords.setUint32(0, lo, true);
+    fewWords.setUint32(4, hi, true);
+    return this.writeFew(gva, 8);
   }
   /** Writes a pointer of this address space. */
   writePtr(gva: number, value: number): boolean {
@@ -248,64 +313,48 @@ export class VirtualMemory {
       : this.writeU64(gva, value >>> 0, Math.floor(value / TWO32) >>> 0);
   }
 
+  /** Writes the first n bytes of `few` over a page boundary; both pages or none. */
+  private writeFew(gva: number, n: number): boolean {
+    const first = 0x1000 - (gva & 0xfff);
+    const gpa = this.gpaOf(gva);
+    const next = this.gpaOf(gva + first);
+    const { physical } = this;
+    if (gpa < 0 || next < 0 || physical.read8(gpa) < 0 || physical.read8(next) < 0) return false;
+    for (let i = 0; i < n; i++) physical.write8(i < first ? gpa + i : next + i - first, few[i]);
+    return true;
+  }
+
   /**
-   * The pages of [gva, gva + length) in place, cut to the range; undefined when
-   * one is absent, not RAM or not allowed. Translating once and then writing
-   * through the views leaves the guest no time to change a table in between.
+   * Where the pages of [gva, gva + length) stand, the first and last cut to the
+   * range; undefined when one is absent or not RAM. Translating once and then
+   * writing leaves the guest no time to change a table in between.
    */
-  private pages(
-    gva: number,
-    length: number,
-    allowed?: (t: Translation) => boolean,
-  ): Uint8Array[] | undefined {
-    const out: Uint8Array[] = [];
-    for (let done = 0; done < length; ) {
-      const n = Math.min(length - done, 0x1000 - ((gva + done) & 0xfff));
-      const gpa = this.gpaOf(gva + done);
-      if (gpa < 0 || (allowed && !allowed(this.last))) return undefined;
-      const page = this.physical.ram.view(gpa, n);
-      if (!page) return undefined;
-      out.push(page);
-      done += n;
+  private locate(gva: number, length: number): Float64Array | undefined {
+    if (!(length >= 0 && length <= WRITE_LIMIT)) return undefined;
+    const pages = length === 0 ? 0 : Math.ceil(((gva & 0xfff) + length) / 0x1000);
+    const out = pages <= targets.length ? targets : new Float64Array(pages);
+    for (let i = 0, at = gva; i < pages; i++, at += 0x1000 - (at & 0xfff)) {
+      const gpa = this.gpaOf(at);
+      if (gpa < 0 || this.physical.ram.offsetOf(gpa) < 0) return undefined;
+      out[i] = gpa;
     }
     return out;
   }
-  private static copy(bytes: Uint8Array, pages: readonly Uint8Array[]): void {
-    let done = 0;
-    for (const page of pages) {
-      page.set(bytes.subarray(done, done + page.length));
-      done += page.length;
-    }
-  }
-  /** Writes all bytes or, when some of the range is absent, none. */
+  /** Writes all bytes or, when some of the range is absent or it is longer than WRITE_LIMIT, none. */
   write(gva: number, bytes: Uint8Array): boolean {
-    const pages = this.pages(gva, bytes.length);
-    if (pages) VirtualMemory.copy(bytes, pages);
+    const pages = this.locate(gva, bytes.length);
+    if (pages) this.physical.scatter(pages, bytes);
     return pages !== undefined;
   }
-  /** Sets [gva, gva + length) to one byte; all or nothing. */
+  /** Sets [gva, gva + length) to one byte; all or nothing, as with write(). */
   fill(gva: number, length: number, value: number): boolean {
-    const pages = this.pages(gva, length);
-    for (const page of pages ?? []) page.fill(value);
-    return pages !== undefined;
-  }
-  /**
-   * Writes only where the guest could have: its tables give the ring write
-   * access (CR0.WP taken as set) and the EPT does not forbid it. All or nothing.
-   * @param ring 0..3
-   * @param eptRights rights of a GFN in the view that counts
-   */
-  safeWrite(
-    gva: number,
-    bytes: Uint8Array,
-    ring: number,
-    eptRights: (gfn: number) => number,
-  ): boolean {
-    const EPT_W = 2;
-    const allowed = (t: Translation): boolean =>
-      t.writable && (ring < 3 || t.user) && (eptRights(Math.floor(t.gpa / 0x1000)) & EPT_W) !== 0;
-    const pages = this.pages(gva, bytes.length, allowed);
-    if (pages) VirtualMemory.copy(bytes, pages);
-    return pages !== undefined;
+    const pages = this.locate(gva, length);
+    if (!pages) return false;
+    for (let i = 0, done = 0; done < length; i++) {
+      const n = Math.min(length - done, 0x1000 - (pages[i] & 0xfff));
+      this.physical.fill(pages[i], n, value);
+      done += n;
+    }
+    return true;
   }
 }
