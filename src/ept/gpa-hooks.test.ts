@@ -2,18 +2,30 @@
 import { describe, expect, test } from "bun:test";
 import { fakeVm } from "../bridge/fake.fixture.ts";
 import {
+  EMULATE_RANGE_LEN,
+  EMULATE_RANGE_OFFSET,
+  EVENT_CR2,
+  EVENT_ERROR_CODE,
   HVI_ACCESS_EVENT,
   HVI_ACCESS_EXEC,
   HVI_ACCESS_READ,
   HVI_ACCESS_WRITE,
+  HVI_EMULATE_RANGES,
   HVI_R,
+  HVI_REPLY_EMULATE,
+  HVI_REPLY_INJECT,
+  HVI_REPLY_NOTIFY,
   HVI_REPLY_RESUME,
   HVI_REPLY_RETRY,
   HVI_REPLY_SCRATCH,
+  HVI_REPLY_WRITE,
   HVI_RWX,
+  HVI_SS,
   HVI_W,
   HVI_X,
   REPLY_ACTION,
+  REPLY_RANGE,
+  SIZEOF_EMULATE_RANGE,
 } from "../bridge/index.ts";
 import { ALLOW, DENY, GpaHooks, type HookAction, REPLIED, RETRY } from "./gpa-hooks.ts";
 import { noInstructions, violate } from "./violation.fixture.ts";
@@ -71,6 +83,147 @@ describe("rights", () => {
   ])("refuse right %p of [%p, %p)", (right, start, end) => {
     const { hooks } = setup();
     expect(() => hooks.add(1, right, () => ALLOW, { start, end })).toThrow(RangeError);
+  });
+});
+
+describe("what an instruction sees of a page", () => {
+  const GFN = 5;
+  /** A read or write of 8 bytes at byte 8 of the page; RIP is elsewhere, or at `rip` in the page. */
+  function run(o: {
+    shown?: [number, number][];
+    hooks: [right: number, action: HookAction, start?: number, end?: number][];
+    flags: number;
+    rip?: number;
+    real?: boolean;
+  }) {
+    const { vm, backend } = fakeVm();
+    const hooks = new GpaHooks(vm, {
+      accesses: () => ({
+        count: 1,
+        gva: Float64Array.of(0x7008),
+        size: Uint32Array.of(8),
+        flags: Uint8Array.of(o.flags),
+      }),
+      length: () => 3,
+      gpaOf: () => (o.rip === undefined ? 0x90000 : GFN * 4096 + o.rip),
+    });
+    for (const [right, action, start, end] of o.hooks) {
+      const handler = (): HookAction => {
+        if (o.real === true) hooks.showReal();
+        return action;
+      };
+      hooks.add(GFN, right, handler, { start, end });
+    }
+    if (o.shown !== undefined) {
+      const ranges = Int32Array.from(o.shown.flat());
+      hooks.setShown(GFN, { spare: vm.addSpare(1), ranges, count: o.shown.length });
+    }
+    hooks.commit();
+    const vcpu = violate(vm, backend, { gpa: GFN * 4096 + 8, gva: 0x7008, access: o.flags });
+    expect(hooks.dispatch(vcpu)).toBe(true);
+    const ranges: string[] = [];
+    const at = REPLY_RANGE >>> 2;
+    for (let i = 0; i < HVI_EMULATE_RANGES; i++) {
+      const w = at + i * (SIZEOF_EMULATE_RANGE >>> 2);
+      const length = vcpu.u32[w + (EMULATE_RANGE_LEN >>> 2)] as number;
+      if (length === 0) continue;
+      const spare = vcpu.u32[w + (EMULATE_RANGE_OFFSET >>> 2)] as number;
+      ranges.push(`${((vcpu.u32[w] as number) - GFN * 4096).toString(16)}+${length}@${spare}`);
+    }
+    return { action: vcpu.replyAction, write: (vcpu.replyFlags & HVI_REPLY_WRITE) !== 0, ranges };
+  }
+
+  test("is what is shown of it, and its other writes are made", () => {
+    const hooks: Parameters<typeof run>[0]["hooks"] = [
+      [HVI_R, ALLOW],
+      [HVI_W, ALLOW],
+    ];
+    const read = run({
+      shown: [
+        [0, 16],
+        [0x20, 0x40],
+      ],
+      hooks,
+      flags: HVI_ACCESS_READ,
+    });
+    expect(read).toEqual({ action: HVI_REPLY_EMULATE, write: true, ranges: ["0+16@0", "20+32@0"] });
+    const write = run({ shown: [[0, 16]], hooks, flags: HVI_ACCESS_WRITE });
+    expect(write).toEqual({ action: HVI_REPLY_EMULATE, write: true, ranges: ["0+16@0"] });
+  });
+
+  test("with a write that another hook denies is shown, and nothing is written", () => {
+    const denied = run({
+      shown: [[0x100, 0x110]],
+      hooks: [[HVI_W, DENY]],
+      flags: HVI_ACCESS_WRITE,
+    });
+    expect(denied).toEqual({ action: HVI_REPLY_EMULATE, write: false, ranges: ["100+16@0"] });
+  });
+
+  test("never is what the code that runs consists of", () => {
+    const hooks: Parameters<typeof run>[0]["hooks"] = [[HVI_R, ALLOW]];
+    const shown: [number, number][] = [
+      [0x20, 0x40],
+      [0x80, 0x90],
+    ];
+    const at = (rip: number) => run({ shown, hooks, flags: HVI_ACCESS_READ, rip }).ranges;
+    expect(at(0x3f)).toEqual(["80+16@0"]);
+    expect(at(0x1e)).toEqual(["80+16@0"]);
+    expect(at(0x1d)).toEqual(["20+32@0", "80+16@0"]);
+    expect(at(0x40)).toEqual(["20+32@0", "80+16@0"]);
+  });
+
+  test("is the page as it is when a hook says so", () => {
+    const real = run({
+      shown: [[0, 16]],
+      hooks: [[HVI_R, ALLOW]],
+      flags: HVI_ACCESS_READ,
+      real: true,
+    });
+    expect(real.action).toBe(HVI_REPLY_RESUME);
+  });
+
+  test("is zeros where its reads are denied, above what is shown", () => {
+    const denied = run({ hooks: [[HVI_R, DENY, 4, 0x20]], flags: HVI_ACCESS_READ });
+    expect(denied).toEqual({ action: HVI_REPLY_EMULATE, write: false, ranges: ["4+28@0"] });
+    const both = run({
+      shown: [[0, 16]],
+      hooks: [[HVI_R, DENY, 8, 0x10]],
+      flags: HVI_ACCESS_READ | HVI_ACCESS_WRITE,
+    });
+    expect(both.ranges).toEqual(["0+16@0", "8+8@1"]);
+    expect(both.write).toBe(false);
+  });
+
+  test("is nothing at all when a reply cannot hold it", () => {
+    const many = Array.from(
+      { length: HVI_EMULATE_RANGES + 1 },
+      (_, i) => [i * 16, i * 16 + 16] as const,
+    );
+    const hooks = many.map(([start, end]): [number, HookAction, number, number] => [
+      HVI_R,
+      DENY,
+      start,
+      end,
+    ]);
+    const { vm, backend } = fakeVm();
+    const all = new GpaHooks(vm, noInstructions);
+    for (const [right, action, start, end] of hooks)
+      all.add(GFN, right, () => action, { start, end });
+    all.commit();
+    const vcpu = violate(vm, backend, { gpa: GFN * 4096, access: HVI_ACCESS_READ });
+    all.dispatch(vcpu);
+    expect(vcpu.u32[(REPLY_RANGE + EMULATE_RANGE_LEN) >>> 2]).toBe(4096);
+  });
+
+  test("a device does not write what is shown otherwise", () => {
+    const { vm } = fakeVm();
+    const hooks = new GpaHooks(vm, noInstructions);
+    hooks.add(GFN, HVI_W, () => ALLOW);
+    hooks.setShown(GFN, { spare: 0, ranges: Int32Array.of(16, 32), count: 1 });
+    const ask = (at: number, size: number) =>
+      hooks.ask(vm.vcpus[0], GFN * 4096 + at, size, Number.NaN, HVI_ACCESS_WRITE);
+    expect([ask(8, 8), ask(8, 9), ask(31, 1), ask(32, 8)]).toEqual([ALLOW, DENY, DENY, ALLOW]);
   });
 });
 
@@ -155,6 +308,7 @@ describe("dispatch", () => {
           size: Uint32Array.from(list, (o) => o[1]),
           flags: Uint8Array.from(list, (o) => o[2]),
         },
+      length: () => 0,
       gpaOf: (_vcpu, gva) =>
         Math.floor(gva / 4096) === 7 || Math.floor(gva / 4096) === 20
           ? 0x5000 + (gva % 4096)
@@ -232,6 +386,42 @@ describe("dispatch", () => {
   test("what no operand explains is counted", () => {
     expect(operands([[0x7008, 4, W]], W, HVI_W).counters.unexplained).toBe(0);
     expect(operands(undefined, W, HVI_W).counters.unexplained).toBe(1);
+  });
+
+  test("a denied fetch is the #PF of a page that is not executable", () => {
+    const { vm, backend, hooks } = setup();
+    hooks.add(5, HVI_X, () => DENY);
+    hooks.commit();
+    const vcpu = violate(vm, backend, { gpa: 0x5010, gva: 0x7010, access: HVI_ACCESS_EXEC });
+    vcpu.setSeg(HVI_SS, 0x2b, 0, 0xffffffff, 0xc0f3);
+    hooks.dispatch(vcpu);
+    expect(vcpu.replyAction).toBe(HVI_REPLY_INJECT);
+    expect([vcpu.eventVector, vcpu.u32[EVENT_ERROR_CODE >>> 2]]).toEqual([14, 0x15]);
+    expect(vcpu.u32[EVENT_CR2 >>> 2]).toBe(0x7010);
+  });
+
+  test("what waits for the instruction runs at its end, and the reply asks for the news", () => {
+    const { vm, backend, hooks } = setup();
+    let ran = 0;
+    hooks.add(5, HVI_W, () => {
+      hooks.afterInstruction({ run: () => ran++ });
+      return ALLOW;
+    });
+    hooks.commit();
+    const first = violate(vm, backend, { gpa: 0x5000, access: HVI_ACCESS_WRITE, size: 1 });
+    hooks.settle(first);
+    hooks.dispatch(first);
+    expect(first.replyFlags & HVI_REPLY_NOTIFY).toBe(HVI_REPLY_NOTIFY);
+    expect(ran).toBe(0);
+    // The same instruction violates another page: it may come early, and must come again.
+    const second = violate(vm, backend, { gpa: 0x9000, access: HVI_ACCESS_WRITE, size: 1 });
+    hooks.settle(second);
+    expect(ran).toBe(1);
+    second.rip += 2;
+    hooks.settle(second);
+    expect(ran).toBe(2);
+    hooks.settle(second);
+    expect(ran).toBe(2);
   });
 
   test("only hooks of the right that was used are called", () => {

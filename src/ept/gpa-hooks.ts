@@ -7,6 +7,9 @@ import {
   HVI_ACCESS_READ,
   HVI_ACCESS_WALK,
   HVI_ACCESS_WRITE,
+  HVI_EMULATE_RANGES,
+  HVI_EVENT_EXCEPTION,
+  HVI_EXIT_EPT,
   HVI_R,
   HVI_RWX,
   HVI_W,
@@ -26,7 +29,10 @@ import {
 
 /** What a hook wants done with an access. The numerically greatest of all hooks called wins. */
 export const ALLOW = 0;
-/** The access has no effect: a write goes to a scratch copy. Only for writes. */
+/**
+ * The access has no effect: a write goes to a scratch copy, a read sees zeros in the hooked part, a
+ * fetch raises the #PF of a page that is not executable.
+ */
 export const DENY = 1;
 /** The instruction runs again under the rights that hold then. */
 export const RETRY = 2;
@@ -62,6 +68,8 @@ export interface AccessList {
 export interface ExitAccesses {
   /** Undefined when the instruction at RIP cannot be read or decoded. Overwritten by the next call. */
   accesses(vcpu: Vcpu): AccessList | undefined;
+  /** Bytes of the instruction at RIP; 0 when it cannot be read or decoded. */
+  length(vcpu: Vcpu): number;
   /** Guest physical address of a linear one in the vCPU's own tables; -1 when there is none. */
   gpaOf(vcpu: Vcpu, gva: number): number;
 }
@@ -91,6 +99,15 @@ export interface GpaHookOptions {
   /** Hooks of greater priority are called before the others of a page; 0 when left out. */
   priority?: number;
   owner?: string;
+}
+
+/** What reads of a page see instead of memory: bytes of a spare page, at the same place in it. */
+export interface ShownPage {
+  readonly spare: number;
+  /** First byte and end of each range, ascending. */
+  readonly ranges: Int32Array;
+  /** Ranges that count; at most HVI_EMULATE_RANGES. */
+  readonly count: number;
 }
 
 /** Work that waits for the outcome of an access. Objects, so that an exit makes no closures. */
@@ -123,11 +140,13 @@ interface Page {
   /** Rights in the EPT since the last commit. */
   rights: number;
   changed: boolean;
+  shown: ShownPage | undefined;
 }
 
 const PAGE_SIZE = 4096;
 /** Accesses that are not to an operand of the instruction at RIP. */
 const NOT_AN_OPERAND = HVI_ACCESS_EXEC | HVI_ACCESS_WALK | HVI_ACCESS_EVENT;
+const VECTOR_PF = 14;
 const READ_WRITE = HVI_ACCESS_READ | HVI_ACCESS_WRITE;
 
 export class GpaHooks {
@@ -151,7 +170,16 @@ export class GpaHooks {
   readonly #changed: Page[] = [];
   readonly #ifAllowed: Continuation[] = [];
   readonly #after: Continuation[] = [];
+  /** The vCPU whose instruction they wait for, and its RIP. */
+  #afterVcpu: Vcpu | undefined;
+  #afterRip = 0;
   #access: PageAccess | undefined;
+  /** Parts of the page that reads of this exit are denied: first byte and end of each. */
+  readonly #hidden = new Int32Array(2 * HVI_EMULATE_RANGES);
+  #hiddenCount = 0;
+  #real = false;
+  /** A spare page of zeros, made when a read is denied for the first time. */
+  #zeros = -1;
 
   /**
    * @param instructions asked what an exit's instruction accesses
@@ -221,7 +249,7 @@ export class GpaHooks {
     };
     let page = this.#pages.get(gfn);
     if (page === undefined) {
-      page = { gfn, hooks: [], rights: HVI_RWX, changed: false };
+      page = { gfn, hooks: [], rights: HVI_RWX, changed: false, shown: undefined };
       this.#pages.set(gfn, page);
     }
     const at = page.hooks.findIndex((other) => other.priority < priority);
@@ -273,8 +301,24 @@ export class GpaHooks {
     if ((access & HVI_ACCESS_EXEC) !== 0) counters.fetches++;
     else if ((access & HVI_ACCESS_WRITE) !== 0) counters.writes++;
     else counters.reads++;
-    this.#reply(vcpu, this.#decide(page, vcpu, gpa, access));
+    this.#hiddenCount = 0;
+    this.#real = false;
+    this.#reply(vcpu, page, access, this.#decide(page, vcpu, gpa, access));
     return true;
+  }
+
+  /**
+   * Lets reads of a hooked page see what `shown` says, and drops writes there. It takes no right away:
+   * add hooks for what is to exit. undefined: memory again.
+   */
+  setShown(gfn: number, shown: ShownPage | undefined): void {
+    const page = this.#pages.get(gfn);
+    if (page !== undefined) page.shown = shown;
+  }
+
+  /** For handlers: the instruction at hand sees the page as it is. */
+  showReal(): void {
+    this.#real = true;
   }
 
   /** For handlers: `next` runs when all hooks have been asked and the access goes through. */
@@ -283,8 +327,8 @@ export class GpaHooks {
   }
 
   /**
-   * For handlers: `next` runs when the instruction is over, and at any exit before that, so it must
-   * do no harm when it comes early; the instruction may also have faulted.
+   * For handlers: `next` runs when the instruction is over, and at exits that it makes before that, so
+   * it must do no harm when it comes early; the instruction may also have faulted.
    */
   afterInstruction(next: Continuation): void {
     this.#after.push(next);
@@ -295,6 +339,9 @@ export class GpaHooks {
     const after = this.#after;
     if (after.length === 0) return;
     for (let i = 0; i < after.length; i++) (after[i] as Continuation).run(vcpu);
+    // Another page that the same instruction violates: it has not run yet.
+    const same = vcpu === this.#afterVcpu && vcpu.rip === this.#afterRip;
+    if (vcpu !== this.#afterVcpu || (same && vcpu.exitReason === HVI_EXIT_EPT)) return;
     after.length = 0;
   }
 
@@ -349,7 +396,11 @@ export class GpaHooks {
   ask(vcpu: Vcpu, gpa: number, size: number, gva: number, access: number): HookAction {
     const page = this.#pages.get(Math.floor(gpa / PAGE_SIZE));
     if (page === undefined) return ALLOW;
-    const action = this.#call(page, vcpu, gpa, size, gva, access);
+    let action = this.#call(page, vcpu, gpa, size, gva, access);
+    // What reads do not see, writes do not reach.
+    if (action === ALLOW && (access & HVI_ACCESS_WRITE) !== 0 && covers(page.shown, gpa, size)) {
+      action = DENY;
+    }
     this.#conclude(vcpu, action);
     return action;
   }
@@ -382,6 +433,7 @@ export class GpaHooks {
       record.access = access;
       hook.calls++;
       const wish = hook.handler(record, hook);
+      if (wish === DENY && hook.right === HVI_R) this.#hide(hook);
       if (wish > action) action = wish;
     }
     return action;
@@ -397,19 +449,86 @@ export class GpaHooks {
     waiting.length = 0;
   }
 
-  #reply(vcpu: Vcpu, action: HookAction): void {
+  #reply(vcpu: Vcpu, page: Page, access: number, action: HookAction): void {
     this.#conclude(vcpu, action);
+    const notify = this.#after.length > 0;
+    if (notify) {
+      this.#afterVcpu = vcpu;
+      this.#afterRip = vcpu.rip;
+    }
     const counters = this.counters;
-    if (action === ALLOW) {
-      counters.allowed++;
-      vcpu.resume();
-    } else if (action === DENY) {
-      counters.denied++;
-      vcpu.scratch();
-    } else if (action === RETRY) {
-      counters.retried++;
-      vcpu.retry();
-    } else counters.replied++;
+    if (action === ALLOW) counters.allowed++;
+    else if (action === DENY) counters.denied++;
+    else if (action === RETRY) counters.retried++;
+    else counters.replied++;
+
+    if (action === REPLIED) return;
+    if (action === RETRY) vcpu.retry();
+    else if ((access & HVI_ACCESS_EXEC) !== 0) {
+      if (action === DENY) raiseNotExecutable(vcpu);
+      else vcpu.resume(notify);
+    } else if ((page.shown !== undefined && !this.#real) || this.#hiddenCount > 0) {
+      this.#emulate(vcpu, page, action === ALLOW, notify);
+    } else if (action === ALLOW) vcpu.resume(notify);
+    else vcpu.scratch(notify);
+  }
+
+  /** The instruction sees the page with what is shown and what is hidden laid over. */
+  #emulate(vcpu: Vcpu, page: Page, write: boolean, notify: boolean): void {
+    const frame = page.gfn * PAGE_SIZE;
+    const shown = this.#real ? undefined : page.shown;
+    let fits = true;
+    vcpu.beginEmulate();
+    if (shown !== undefined) {
+      // The backend may fetch from what it shows: the code that runs stays as it is.
+      const rip = this.#instructions.gpaOf(vcpu, vcpu.rip) - frame;
+      const end = rip + this.#instructions.length(vcpu);
+      for (let i = 0; i < shown.count; i++) {
+        const start = shown.ranges[2 * i] as number;
+        const stop = shown.ranges[2 * i + 1] as number;
+        if (rip < stop && end > start) continue;
+        fits = vcpu.emulateSpare(frame + start, stop - start, shown.spare) && fits;
+      }
+    }
+    // After what is shown, which lies below it.
+    for (let i = 0; i < this.#hiddenCount; i++) {
+      const start = this.#hidden[2 * i] as number;
+      fits =
+        vcpu.emulateSpare(
+          frame + start,
+          (this.#hidden[2 * i + 1] as number) - start,
+          this.#zeros,
+        ) && fits;
+    }
+    // More than a reply holds: nothing of the page is seen, rather than what must not be.
+    if (!fits) {
+      vcpu.beginEmulate();
+      vcpu.emulateSpare(frame, PAGE_SIZE, this.#zeroPage());
+    }
+    vcpu.endEmulate(write && fits, notify);
+  }
+
+  /** Notes that a part of the page is not to be read by the instruction at hand. */
+  #hide(hook: GpaHook): void {
+    const hidden = this.#hidden;
+    this.#zeroPage();
+    for (let i = 0; i < this.#hiddenCount; i++) {
+      if (hidden[2 * i] === hook.start && hidden[2 * i + 1] === hook.end) return;
+    }
+    if (this.#hiddenCount === HVI_EMULATE_RANGES) {
+      hidden[0] = 0;
+      hidden[1] = PAGE_SIZE;
+      this.#hiddenCount = 1;
+      return;
+    }
+    hidden[2 * this.#hiddenCount] = hook.start;
+    hidden[2 * this.#hiddenCount + 1] = hook.end;
+    this.#hiddenCount++;
+  }
+
+  #zeroPage(): number {
+    if (this.#zeros < 0) this.#zeros = this.#vm.addSpare(1);
+    return this.#zeros;
   }
 
   #touch(page: Page): void {
@@ -417,6 +536,24 @@ export class GpaHooks {
     page.changed = true;
     this.#changed.push(page);
   }
+}
+
+/** Whether any of [gpa, gpa + size), in one page, is shown otherwise. */
+function covers(shown: ShownPage | undefined, gpa: number, size: number): boolean {
+  const from = gpa % PAGE_SIZE;
+  for (let i = 0; shown !== undefined && i < shown.count; i++) {
+    const start = shown.ranges[2 * i] as number;
+    const end = shown.ranges[2 * i + 1] as number;
+    if (from < end && (size === 0 || from + size > start)) return true;
+  }
+  return false;
+}
+
+/** #PF as for code in a page that tables make not executable (SDM 4.7): P, I/D, and U/S by the ring. */
+function raiseNotExecutable(vcpu: Vcpu): void {
+  const code = 0x11 | (vcpu.cpl === 3 ? 4 : 0);
+  vcpu.inject(HVI_EVENT_EXCEPTION, VECTOR_PF, code, vcpu.exitGva);
+  vcpu.injectReply();
 }
 
 /** Offset in its page of a linear address, which may be negative. */

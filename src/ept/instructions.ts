@@ -83,6 +83,11 @@ export class ExitInstructions implements ExitAccesses {
     return list;
   }
 
+  /** Bytes of the instruction at RIP; 0 when it cannot be told. */
+  length(vcpu: Vcpu): number {
+    return this.instruction(vcpu)?.length ?? 0;
+  }
+
   /** Guest physical address of a linear one in the vCPU's own tables; -1 when there is none. */
   gpaOf(vcpu: Vcpu, gva: number): number {
     return this.#contextOf(vcpu).memory.gpaOf(gva);

@@ -14,7 +14,11 @@ import {
 import type { ExitAccesses } from "./gpa-hooks.ts";
 
 /** The exits' instructions cannot be decoded: what the exit says counts. */
-export const noInstructions: ExitAccesses = { accesses: () => undefined, gpaOf: () => -1 };
+export const noInstructions: ExitAccesses = {
+  accesses: () => undefined,
+  length: () => 0,
+  gpaOf: () => -1,
+};
 
 /** Lets the fake backend's vCPU 0 exit with an EPT violation, and returns it. */
 export function violate(

@@ -54,7 +54,7 @@ import { enterRealMode } from "./load/entry.ts";
 import type { LoadableImage } from "./load/index.ts";
 import { MmioEmulator } from "./mmio.ts";
 import { Platform } from "./platform.ts";
-import { type DeviceWriteGuard, StringIo } from "./string-io.ts";
+import { type DeviceGuard, StringIo } from "./string-io.ts";
 
 const MSR_TSC = 0x10;
 const MSR_TSC_ADJUST = 0x3b;
@@ -102,7 +102,7 @@ export type RunResult =
   | { kind: "died"; why: string; dump: string };
 
 /** What looks at exits before the devices do: the introspection engine. */
-export interface ExitObserver extends DeviceWriteGuard {
+export interface ExitObserver extends DeviceGuard {
   /** True when the exit was dealt with and the reply is set. */
   handle(vcpu: Vcpu): boolean;
   /** Guest TSC at which poll() is due, or Infinity. */

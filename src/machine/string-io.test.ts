@@ -16,12 +16,13 @@ import {
   HVI_REPLY_INJECT,
   HVI_REPLY_RETRY,
   HVI_REPLY_SKIP,
+  HVI_RSI,
   HVI_STATE_ALL,
   VCPU_VALID,
 } from "../bridge/index.ts";
 import { PhysicalMemory } from "../memory/index.ts";
 import { PortMap } from "./ports.ts";
-import { type DeviceWriteGuard, StringIo } from "./string-io.ts";
+import { type DeviceGuard, StringIo } from "./string-io.ts";
 
 const PORT = 0x511;
 const VALUE = 0x44332211;
@@ -40,6 +41,8 @@ function make(o: {
   readOnly?: boolean;
   wp?: boolean;
   deny?: number;
+  /** OUTS. */
+  out?: boolean;
 }) {
   const { vm } = fakeVm();
   const memory = new PhysicalMemory(vm.ram);
@@ -51,9 +54,10 @@ function make(o: {
   vcpu.setSeg(HVI_CS, 8, 0, 0xffffffff, 0xc09b);
   vcpu.cr0 = (PG | 1 | (o.wp === false ? 0 : WP)) >>> 0;
   vcpu.cr3 = PD;
-  vcpu.setGpr(HVI_RDI, o.gva, 0);
+  vcpu.setGpr(o.out === true ? HVI_RSI : HVI_RDI, o.gva, 0);
   vcpu.setGpr(HVI_RCX, o.rep ?? 0, 0);
-  vcpu.u32[EXIT_FLAGS >>> 2] = HVI_IO_STRING | HVI_IO_IN | (o.rep === undefined ? 0 : HVI_IO_REP);
+  vcpu.u32[EXIT_FLAGS >>> 2] =
+    HVI_IO_STRING | (o.out === true ? 0 : HVI_IO_IN) | (o.rep === undefined ? 0 : HVI_IO_REP);
   vcpu.u32[EXIT_GVA >>> 2] = o.gva;
   vcpu.u32[EXIT_SIZE >>> 2] = o.size;
   vcpu.u32[EXIT_NUMBER >>> 2] = PORT;
@@ -64,16 +68,27 @@ function make(o: {
     reads++;
     return VALUE;
   };
-  ports.add({ portIn, portOut: () => {} }, PORT, PORT, "wide");
+  const sent: number[] = [];
+  const portOut = (_port: number, _size: number, value: number) => {
+    sent.push(value);
+  };
+  ports.add({ portIn, portOut }, PORT, PORT, "wide");
   const asked: Asked[] = [];
-  const guard: DeviceWriteGuard = {
+  const guard: DeviceGuard = {
     mayWrite(_vcpu, gva, gpa, size) {
       asked.push([gva, gpa, size]);
       return o.deny === undefined || Math.floor(gpa / 4096) !== o.deny;
     },
+    overlay(gpa, bytes) {
+      for (let i = 0; i < bytes.length; i++) if (gpa + i === 0x8fff) bytes[i] = 0x99;
+    },
   };
+  if (o.out === true) {
+    memory.write(0x8ffe, Uint8Array.of(1, 2));
+    memory.write(0x5000, Uint8Array.of(3, 4));
+  }
   new StringIo(vm, ports, () => guard).handle(vcpu);
-  return { vcpu, memory, asked, reads: () => reads };
+  return { vcpu, memory, asked, sent, reads: () => reads };
 }
 
 describe("INS", () => {
@@ -113,4 +128,10 @@ describe("INS", () => {
     const { memory } = make({ gva: 0x20, size: 1, readOnly: true, wp: false });
     expect(memory.read8(0x8020)).toBe(0x11);
   });
+});
+
+test("OUTS sends what the guest would have read, over a page boundary too", () => {
+  const { vcpu, sent } = make({ gva: 0xffe, size: 4, out: true });
+  expect(sent).toEqual([0x04039901]);
+  expect(vcpu.gpr(HVI_RSI)).toBe(0x1002);
 });

@@ -21,10 +21,12 @@ const PF_PRESENT = 1;
 const PF_WRITE = 2;
 const PF_USER = 4;
 
-/** Says whether a device may write guest memory, which it does past the EPT. */
-export interface DeviceWriteGuard {
-  /** For [gpa, gpa + size) in one page, which the guest knows as `gva`. */
+/** Speaks for the EPT, which devices go past. */
+export interface DeviceGuard {
+  /** Whether a device may write [gpa, gpa + size) in one page, which the guest knows as `gva`. */
   mayWrite(vcpu: Vcpu, gva: number, gpa: number, size: number): boolean;
+  /** Changes bytes read from `gpa` on, in one page, to what the guest would have read. */
+  overlay(gpa: number, bytes: Uint8Array): void;
 }
 
 /**
@@ -34,9 +36,10 @@ export interface DeviceWriteGuard {
 export class StringIo {
   readonly #vm: Vm;
   readonly #ports: PortMap;
-  readonly #guard: () => DeviceWriteGuard | undefined;
+  readonly #guard: () => DeviceGuard | undefined;
+  readonly #bytes = new Uint8Array(4);
 
-  constructor(vm: Vm, ports: PortMap, guard: () => DeviceWriteGuard | undefined) {
+  constructor(vm: Vm, ports: PortMap, guard: () => DeviceGuard | undefined) {
     this.#vm = vm;
     this.#ports = ports;
     this.#guard = guard;
@@ -64,8 +67,13 @@ export class StringIo {
         if (i < split ? head : tail) physical.write8(place(i), (value >>> (8 * i)) & 0xff);
       }
     } else {
+      const bytes = this.#bytes;
+      for (let i = 0; i < size; i++) bytes[i] = Math.max(0, physical.read8(place(i)));
+      const guard = this.#guard();
+      guard?.overlay(first, bytes.subarray(0, split));
+      if (split < size) guard?.overlay(place(split), bytes.subarray(split, size));
       let value = 0;
-      for (let i = 0; i < size; i++) value |= Math.max(0, physical.read8(place(i))) << (8 * i);
+      for (let i = 0; i < size; i++) value |= (bytes[i] as number) << (8 * i);
       this.#ports.out(vcpu.exitNumber, size, value >>> 0);
     }
     this.#advance(vcpu, input ? HVI_RDI : HVI_RSI, size);
