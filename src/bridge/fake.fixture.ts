@@ -434,6 +434,7 @@ export class FakeBackend implements Backend {
     [abi.HVI_GET_XSAVE]: {
       run: (b) => {
         const saved = this.xsave.get(b.get32(abi.XSAVE_VCPU));
+        b.target.bytes.fill(0);
         if (saved) b.target.bytes.set(saved);
         return 0;
       },

@@ -75,6 +75,9 @@ export class Vm {
   private readonly rangeBlock = new Block(abi.SIZEOF_EPT_RANGE);
   private readonly viewBlock = new Block(abi.SIZEOF_VIEW);
   private readonly remapBlock = new Block(abi.SIZEOF_REMAP);
+  private readonly xsaveBlock = new Block(abi.SIZEOF_XSAVE);
+  private xsaveData: Block | undefined;
+  private xsaveBytes: Uint8Array = new Uint8Array(0);
   private readonly fetchBound = (vcpu: number, groups: number): void => {
     this.vcpuOp(abi.HVI_FETCH, vcpu, groups);
   };
@@ -390,21 +393,28 @@ export class Vm {
   }
   /** A copy of the XSAVE area, standard format. */
   getXsave(vcpu: number): Uint8Array {
-    const data = new Block(this.info.xsaveSize);
-    this.xsave(abi.HVI_GET_XSAVE, vcpu, data, this.info.xsaveSize);
-    return data.bytes.slice(0, this.info.xsaveSize);
+    return this.xsaveOf(vcpu).slice();
+  }
+  /** The same in a buffer that the next call overwrites: allocates nothing. */
+  xsaveOf(vcpu: number): Uint8Array {
+    if (this.xsaveData === undefined) {
+      this.xsaveData = new Block(this.info.xsaveSize);
+      this.xsaveBytes = this.xsaveData.bytes.subarray(0, this.info.xsaveSize);
+      this.xsaveBlock.set32(abi.XSAVE_SIZE, this.info.xsaveSize);
+      this.xsaveBlock.attach(abi.XSAVE_DATA, this.xsaveData);
+    }
+    this.xsaveBlock.set32(abi.XSAVE_VCPU, vcpu);
+    this.ioctl(abi.HVI_GET_XSAVE, this.xsaveBlock);
+    return this.xsaveBytes;
   }
   setXsave(vcpu: number, bytes: Uint8Array): void {
     const data = new Block(bytes.length);
     data.bytes.set(bytes);
-    this.xsave(abi.HVI_SET_XSAVE, vcpu, data, bytes.length);
-  }
-  private xsave(request: number, vcpu: number, data: Block, size: number): void {
     const b = new Block(abi.SIZEOF_XSAVE);
     b.set32(abi.XSAVE_VCPU, vcpu);
-    b.set32(abi.XSAVE_SIZE, size);
+    b.set32(abi.XSAVE_SIZE, bytes.length);
     b.attach(abi.XSAVE_DATA, data);
-    this.ioctl(request, b);
+    this.ioctl(abi.HVI_SET_XSAVE, b);
   }
   /** The MSRs that a snapshot must keep. */
   listMsrs(): number[] {

@@ -27,8 +27,19 @@ import {
   REPLY_RANGE,
   SIZEOF_EMULATE_RANGE,
 } from "../bridge/index.ts";
+import { AccessList } from "../x86/index.ts";
 import { ALLOW, DENY, GpaHooks, type HookAction, REPLIED, RETRY } from "./gpa-hooks.ts";
 import { noInstructions, violate } from "./violation.fixture.ts";
+
+/** What an instruction accesses: linear address, bytes, HVI_ACCESS_READ | HVI_ACCESS_WRITE. */
+type Operand = readonly [gva: number, size: number, flags: number];
+
+function accessList(operands: readonly Operand[], complete = true): AccessList {
+  const list = new AccessList();
+  for (const [gva, size, flags] of operands) list.add(gva, size, flags);
+  list.complete = complete;
+  return list;
+}
 
 function setup() {
   const { vm, backend } = fakeVm();
@@ -98,12 +109,7 @@ describe("what an instruction sees of a page", () => {
   }) {
     const { vm, backend } = fakeVm();
     const hooks = new GpaHooks(vm, {
-      accesses: () => ({
-        count: 1,
-        gva: Float64Array.of(0x7008),
-        size: Uint32Array.of(8),
-        flags: Uint8Array.of(o.flags),
-      }),
+      accesses: () => accessList([[0x7008, 8, o.flags]]),
       length: () => 3,
       gpaOf: () => (o.rip === undefined ? 0x90000 : GFN * 4096 + o.rip),
     });
@@ -289,25 +295,17 @@ describe("dispatch", () => {
     expect(vcpu.u32[REPLY_ACTION >>> 2]).toBe(calls === 1 ? HVI_REPLY_SCRATCH : HVI_REPLY_RESUME);
   });
 
-  /** What an instruction accesses: linear address, bytes, HVI_ACCESS_READ | HVI_ACCESS_WRITE. */
-  type Operand = readonly [gva: number, size: number, flags: number];
-
   /** A page at 0x7000, GFN 5, and the next one, GFN 9; the exit is at its byte 8. */
   function operands(
     list: readonly Operand[] | undefined,
     access: number,
     right: number,
     start = 0,
+    complete = true,
   ) {
     const { vm, backend } = fakeVm();
     const hooks = new GpaHooks(vm, {
-      accesses: () =>
-        list && {
-          count: list.length,
-          gva: Float64Array.from(list, (o) => o[0]),
-          size: Uint32Array.from(list, (o) => o[1]),
-          flags: Uint8Array.from(list, (o) => o[2]),
-        },
+      accesses: () => list && accessList(list, complete),
       length: () => 0,
       gpaOf: (_vcpu, gva) =>
         Math.floor(gva / 4096) === 7 || Math.floor(gva / 4096) === 20
@@ -386,6 +384,8 @@ describe("dispatch", () => {
   test("what no operand explains is counted", () => {
     expect(operands([[0x7008, 4, W]], W, HVI_W).counters.unexplained).toBe(0);
     expect(operands(undefined, W, HVI_W).counters.unexplained).toBe(1);
+    // Some of what it accesses is not known: to the end of the page, to be safe.
+    expect(operands([[0x7008, 4, W]], W, HVI_W, 0, false).seen).toEqual(["8+4 2", "8+4088 2"]);
   });
 
   test("a denied fetch is the #PF of a page that is not executable", () => {

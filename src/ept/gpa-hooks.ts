@@ -17,6 +17,7 @@ import {
   type Vcpu,
   type Vm,
 } from "../bridge/index.ts";
+import { ACCESS_READ, ACCESS_WRITE, type AccessList } from "../x86/index.ts";
 
 /**
  * Hooks on guest physical pages (the guide's "Guest physical memory hooks"): take a right away from
@@ -51,17 +52,6 @@ export interface PageAccess {
   gva: number;
   /** HVI_ACCESS_* */
   access: number;
-}
-
-/** Accesses of one instruction to memory. Arrays are made once; `count` of their elements are meant. */
-export interface AccessList {
-  readonly count: number;
-  /** Linear address of the first byte, signed; NaN when it cannot be told. */
-  readonly gva: Float64Array;
-  /** Bytes. */
-  readonly size: Uint32Array;
-  /** HVI_ACCESS_READ, HVI_ACCESS_WRITE or both. */
-  readonly flags: Uint8Array;
 }
 
 /** What the instruction behind an exit accesses. */
@@ -358,7 +348,7 @@ export class GpaHooks {
       // The exit tells where this linear page lies; others have to be translated.
       const linear = gva - (gpa % PAGE_SIZE);
       const frame = gpa - (gpa % PAGE_SIZE);
-      for (let i = 0; i < list.count; i++) {
+      for (let i = 0; i < list.length; i++) {
         const end = (list.gva[i] as number) + (list.size[i] as number);
         for (let at = list.gva[i] as number; at < end; ) {
           const base = at - positiveModulo(at);
@@ -372,7 +362,7 @@ export class GpaHooks {
               start,
               next - at,
               at,
-              other | (list.flags[i] as number),
+              other | ((list.flags[i] as number) & (ACCESS_READ | ACCESS_WRITE)),
             );
             if (wish > action) action = wish;
           }
@@ -380,7 +370,7 @@ export class GpaHooks {
         }
       }
     }
-    if (explained) return action;
+    if (explained && list?.complete === true) return action;
     // Frames of events, descriptor tables, fetches; or code that changed under the decoder.
     if ((access & NOT_AN_OPERAND) === 0) this.counters.unexplained++;
     const wish = this.#call(page, vcpu, gpa, vcpu.exitSize, gva, access);

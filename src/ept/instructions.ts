@@ -1,27 +1,86 @@
 // SPDX-License-Identifier: MIT
 import type { Vcpu, Vm } from "../bridge/index.ts";
-import type { PhysicalMemory } from "../memory/physical.ts";
+import type { PhysicalMemory, VirtualMemory } from "../memory/index.ts";
 import {
-  codeMode,
+  AccessList,
+  cpuMode,
   DecodeCache,
+  type InsnContext,
   type Instruction,
-  memoryAccesses,
+  listAccesses,
   virtualMemoryOf,
-  type WriteContext,
+  Written,
   writtenValue,
+  XsaveLayout,
 } from "../x86/index.ts";
-import type { AccessList, ExitAccesses, PageAccess } from "./gpa-hooks.ts";
+import type { ExitAccesses, PageAccess } from "./gpa-hooks.ts";
 
-/** Decodes the instruction behind an access: how many bytes it accesses, which it would write. */
+/** What a vCPU's instructions see. Made once for a vCPU; its memory follows the control registers. */
+class VcpuContext implements InsnContext {
+  readonly vcpu: Vcpu;
+  memory: VirtualMemory;
+  readonly #vm: Vm;
+  readonly #physical: PhysicalMemory;
+  #layout: XsaveLayout | undefined;
+  #cr0: number;
+  #cr3: number;
+  #cr4: number;
+  #efer: number;
+  #long: boolean;
+
+  constructor(vm: Vm, physical: PhysicalMemory, vcpu: Vcpu) {
+    this.vcpu = vcpu;
+    this.#vm = vm;
+    this.#physical = physical;
+    this.memory = virtualMemoryOf(vcpu, physical);
+    this.#cr0 = vcpu.cr0;
+    this.#cr3 = vcpu.cr3;
+    this.#cr4 = vcpu.cr4;
+    this.#efer = vcpu.efer;
+    this.#long = cpuMode(vcpu) === "long";
+  }
+
+  /** Virtual memory remembers no translations: while the registers stay, it serves again. */
+  follow(): void {
+    const { vcpu } = this;
+    const { cr0, cr3, cr4, efer } = vcpu;
+    const long = cpuMode(vcpu) === "long";
+    if (
+      this.#cr3 === cr3 &&
+      this.#cr0 === cr0 &&
+      this.#cr4 === cr4 &&
+      this.#efer === efer &&
+      this.#long === long
+    ) {
+      return;
+    }
+    this.memory = virtualMemoryOf(vcpu, this.#physical);
+    this.#cr0 = cr0;
+    this.#cr3 = cr3;
+    this.#cr4 = cr4;
+    this.#efer = efer;
+    this.#long = long;
+  }
+  xsave(): Uint8Array {
+    return this.#vm.xsaveOf(this.vcpu.index);
+  }
+  xsaveLayout(): XsaveLayout {
+    this.#layout ??= new XsaveLayout(this.#vm.supportedCpuid());
+    return this.#layout;
+  }
+}
+
+/**
+ * The instruction behind an exit: which memory it accesses, and what it would
+ * write. Answers are good until the next question.
+ */
 export class ExitInstructions implements ExitAccesses {
   readonly #memory: PhysicalMemory;
   readonly #cache: DecodeCache;
   readonly #vm: Vm;
-  /** That of the last exit, and the control registers that it was made of. */
-  #context: WriteContext | undefined;
-  #cr0 = Number.NaN;
-  #cr4 = Number.NaN;
-  #efer = Number.NaN;
+  readonly #contexts: VcpuContext[] = [];
+  readonly #accesses = new AccessList();
+  readonly #written = new Written();
 
   constructor(vm: Vm, memory: PhysicalMemory) {
     this.#vm = vm;
@@ -29,68 +88,47 @@ export class ExitInstructions implements ExitAccesses {
     this.#cache = new DecodeCache(memory);
   }
 
-  /** The instruction at RIP; undefined when its page is absent or it is none. */
-  instruction(vcpu: Vcpu): Instruction | undefined {
-    return this.#cache.at(this.#contextOf(vcpu).memory, vcpu.rip, codeMode(vcpu));
+  /** Decoded instructions, for their hit rate. */
+  get cache(): DecodeCache {
+    return this.#cache;
   }
 
-  /** Virtual memory remembers no translations: what was made for the last exit serves again. */
-  #contextOf(vcpu: Vcpu): WriteContext {
-    const { cr0, cr3, cr4, efer } = vcpu;
-    const last = this.#context;
-    if (
-      last !== undefined &&
-      last.vcpu === vcpu &&
-      last.memory.root === cr3 &&
-      last.memory.pointerSize === (codeMode(vcpu) === 64 ? 8 : 4) &&
-      this.#cr0 === cr0 &&
-      this.#cr4 === cr4 &&
-      this.#efer === efer
-    ) {
-      return last;
+  /** The instruction at RIP; undefined when its page is absent or it is none. */
+  instruction(vcpu: Vcpu): Instruction | undefined {
+    return this.#cache.atRip(vcpu, this.context(vcpu).memory);
+  }
+
+  /** What the instructions of a vCPU see now. */
+  context(vcpu: Vcpu): InsnContext {
+    let context = this.#contexts[vcpu.index];
+    if (context === undefined) {
+      context = new VcpuContext(this.#vm, this.#memory, vcpu);
+      this.#contexts[vcpu.index] = context;
+    } else {
+      context.follow();
     }
-    const context: WriteContext = {
-      vcpu,
-      memory: virtualMemoryOf(vcpu, this.#memory),
-      xsave: () => this.#vm.getXsave(vcpu.index),
-    };
-    this.#context = context;
-    this.#cr0 = cr0;
-    this.#cr4 = cr4;
-    this.#efer = efer;
     return context;
   }
 
-  readonly #list = {
-    count: 0,
-    gva: new Float64Array(64),
-    size: new Uint32Array(64),
-    flags: new Uint8Array(64),
-  };
-
-  /** What the instruction at RIP accesses; undefined when it cannot be told. */
+  /**
+   * Every access of the instruction at RIP; of a REP, of the iteration at hand.
+   * One list, filled anew by each call. Undefined when it cannot be decoded.
+   */
   accesses(vcpu: Vcpu): AccessList | undefined {
     const insn = this.instruction(vcpu);
     if (insn === undefined) return undefined;
-    const list = this.#list;
-    list.count = 0;
-    for (const a of memoryAccesses(vcpu, insn)) {
-      list.gva[list.count] = a.gva;
-      list.size[list.count] = a.size;
-      list.flags[list.count] = (a.read ? 1 : 0) | (a.write ? 2 : 0);
-      list.count++;
-    }
-    return list;
+    listAccesses(this.context(vcpu), insn, this.#accesses);
+    return this.#accesses;
   }
 
-  /** Bytes of the instruction at RIP; 0 when it cannot be told. */
+  /** Bytes of the instruction at RIP; 0 when it cannot be decoded. */
   length(vcpu: Vcpu): number {
     return this.instruction(vcpu)?.length ?? 0;
   }
 
   /** Guest physical address of a linear one in the vCPU's own tables; -1 when there is none. */
   gpaOf(vcpu: Vcpu, gva: number): number {
-    return this.#contextOf(vcpu).memory.gpaOf(gva);
+    return this.context(vcpu).memory.gpaOf(gva);
   }
 
   /**
@@ -102,13 +140,12 @@ export class ExitInstructions implements ExitAccesses {
     if (Number.isNaN(access.gva)) return -1;
     const { vcpu } = access;
     const insn = this.instruction(vcpu);
-    if (insn === undefined) return -1;
-    const written = writtenValue(this.#contextOf(vcpu), insn);
-    if (!written.ok) return -1;
+    const written = this.#written;
+    if (insn === undefined || !writtenValue(this.context(vcpu), insn, written)) return -1;
     // An access that crosses into a second page violates there at a later byte of the value.
     const from = access.gva - written.gva;
-    if (from < 0 || from >= written.bytes.length) return -1;
-    const room = Math.min(4096 - (access.gpa % 4096), out.length, written.bytes.length - from);
+    if (from < 0 || from >= written.size) return -1;
+    const room = Math.min(4096 - (access.gpa % 4096), out.length, written.size - from);
     for (let i = 0; i < room; i++) out[i] = written.bytes[from + i];
     return room;
   }

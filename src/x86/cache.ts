@@ -8,6 +8,8 @@ import { codeMode, linearRip } from "./segments.ts";
 
 const BITS = 14;
 const SIZE = 1 << BITS;
+/** Slots for instructions that cross a page. */
+const CROSSING_SIZE = 256;
 
 /**
  * Decoded instructions by guest physical address and mode.
@@ -16,13 +18,16 @@ const SIZE = 1 << BITS;
  * changed, with or without an exit, is never answered from the cache;
  * invalidatePage() and clear() only give memory back early. Direct-mapped: a fixed number of
  * slots, an instruction that falls on a taken one replaces it. Instructions
- * that cross a page are not kept: what follows the page depends on the tables.
+ * that cross a page have a few slots of their own and are compared byte by byte,
+ * since what follows the page depends on the tables.
  */
 export class DecodeCache {
   hits = 0;
   misses = 0;
   private readonly keys = new Float64Array(SIZE).fill(-1);
   private readonly slots: (Instruction | undefined)[] = new Array(SIZE).fill(undefined);
+  private readonly crossingKeys = new Float64Array(CROSSING_SIZE).fill(-1);
+  private readonly crossing: (Instruction | undefined)[] = new Array(CROSSING_SIZE).fill(undefined);
   private readonly scratch = new Uint8Array(MAX_INSTRUCTION);
 
   constructor(private readonly memory: PhysicalMemory) {}
@@ -47,10 +52,38 @@ export class DecodeCache {
   at(memory: VirtualMemory, gva: number, mode: CodeMode): Instruction | undefined {
     const gpa = memory.gpaOf(gva);
     if (gpa < 0) return undefined;
-    const inPage = this.atGpa(gpa, mode);
-    if (inPage !== undefined || (gva & 0xfff) <= 0x1000 - MAX_INSTRUCTION) return inPage;
-    const n = memory.readPartial(gva, this.scratch);
-    return decode(n === MAX_INSTRUCTION ? this.scratch : this.scratch.subarray(0, n), 0, mode);
+    if ((gva & 0xfff) <= 0x1000 - MAX_INSTRUCTION) return this.atGpa(gpa, mode);
+    return this.nearPageEnd(memory, gva, gpa, mode);
+  }
+
+  /** An instruction in the last bytes of a page: it may go on in the next one. */
+  private nearPageEnd(
+    memory: VirtualMemory,
+    gva: number,
+    gpa: number,
+    mode: CodeMode,
+  ): Instruction | undefined {
+    const bytes = this.scratch;
+    const n = memory.readPartial(gva, bytes);
+    const slot = (gpa ^ Math.floor(gpa / 0x1000)) & (CROSSING_SIZE - 1);
+    const key = DecodeCache.keyOf(gpa, mode);
+    const kept = this.crossing[slot];
+    if (kept !== undefined && this.crossingKeys[slot] === key && DecodeCache.same(bytes, n, kept)) {
+      this.hits++;
+      return kept;
+    }
+    this.misses++;
+    const decoded = decode(bytes, 0, mode, n);
+    if (decoded !== undefined) {
+      this.crossingKeys[slot] = key;
+      this.crossing[slot] = decoded;
+    }
+    return decoded;
+  }
+  private static same(bytes: Uint8Array, n: number, kept: Instruction): boolean {
+    if (kept.length > n) return false;
+    for (let i = 0; i < kept.length; i++) if (bytes[i] !== kept.byte(i)) return false;
+    return true;
   }
 
   /**
@@ -116,10 +149,17 @@ export class DecodeCache {
       this.keys[i] = -1;
       this.slots[i] = undefined;
     }
+    for (let i = 0; i < CROSSING_SIZE; i++) {
+      if (Math.floor(this.crossingKeys[i] / 0x4000) !== gfn) continue;
+      this.crossingKeys[i] = -1;
+      this.crossing[i] = undefined;
+    }
   }
   clear(): void {
     this.keys.fill(-1);
     this.slots.fill(undefined);
+    this.crossingKeys.fill(-1);
+    this.crossing.fill(undefined);
   }
   /** Share of lookups answered from the cache, 0..1. */
   get hitRate(): number {

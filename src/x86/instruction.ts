@@ -46,6 +46,10 @@ export const TRAIT_PRIVILEGED = 1 << 3;
 export const TRAIT_RELATIVE = 1 << 4;
 export const TRAIT_FAR = 1 << 5;
 
+/** Values of Instruction.encoding. */
+export const ENCODING_VEX = 3;
+export const ENCODING_EVEX = 4;
+
 /**
  * One operand. Fields that do not belong to its type are 0. Registers are
  * Zydis's numbers; registers.ts says what they are.

@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: MIT
-/** Where the memory operands of an instruction point. */
+/** Where the memory operands of an instruction point. Nothing here allocates. */
+import { HVI_ES, HVI_RAX, HVI_RBP, HVI_RSP, HVI_SS } from "../bridge/abi.ts";
 import type { Vcpu } from "../bridge/vcpu.ts";
 import {
-  ACTION_ANY_READ,
   ACTION_ANY_WRITE,
+  type CodeMode,
   type Instruction,
   MEMORY_ADDRESS_ONLY,
-  MEMORY_VSIB,
+  MEMORY_PLAIN,
   OPERAND_IMMEDIATE,
   OPERAND_REGISTER,
   type Operand,
-  TRAIT_FAR,
   VISIBLE_HIDDEN,
 } from "./instruction.ts";
 import { type RegisterInfo, registerHi, registerInfo, registerLo } from "./registers.ts";
-import { effectiveBase } from "./segments.ts";
+import { effectiveBase, stackWidth } from "./segments.ts";
 
 const TWO32 = 4294967296;
 
@@ -31,11 +31,16 @@ function addNumber(n: number): void {
   add(n | 0, Math.floor(n / TWO32) | 0);
 }
 
-/** Categories whose memory operand the CPU does not access, or whose access cannot fault. */
-const NO_ACCESS: readonly string[] = ["nop", "widenop", "prefetch", "prefetchwt1"];
-
-function accessesMemory(insn: Instruction): boolean {
-  return !NO_ACCESS.includes(insn.category);
+/** The linear address of the offset in the sum: wrapped to `width` bits, the segment's base added. */
+function toLinear(vcpu: Vcpu, mode: CodeMode, width: number, segment: number): number {
+  if (width === 32) sumHi = 0;
+  if (width === 16) {
+    sumLo &= 0xffff;
+    sumHi = 0;
+  }
+  if (segment >= 0) addNumber(effectiveBase(vcpu, segment, mode));
+  if (mode !== 64) sumHi = 0;
+  return sumHi * TWO32 + (sumLo >>> 0);
 }
 
 /** Bytes of a memory operand; 0 when nothing is accessed (LEA, NOP). */
@@ -47,7 +52,7 @@ export function accessSize(operand: Operand): number {
  * The linear address of a memory operand, signed, as the CPU computes it at
  * the start of the instruction: segment base, base, index, scale, displacement,
  * wrapped to the address size. It need not be canonical; beyond 2^53 it is
- * rounded. NaN for operands that have no single address (gather and scatter).
+ * rounded. NaN for operands that have no single address (gather, scatter, MPX).
  * @param rip of the instruction; the vCPU's own when left out
  */
 export function linearAddress(
@@ -56,51 +61,92 @@ export function linearAddress(
   operand: Operand,
   rip?: number,
 ): number {
-  if (operand.memoryType === MEMORY_VSIB) return Number.NaN;
+  const type = operand.memoryType;
+  if (type !== MEMORY_PLAIN && type !== MEMORY_ADDRESS_ONLY) return Number.NaN;
+  const base = registerInfo(operand.base);
+  if (operand.visibility === VISIBLE_HIDDEN && base.kind === "gpr") {
+    // The stack's own accesses: by the stack's width, whatever the address size.
+    const push = (operand.actions & ACTION_ANY_WRITE) !== 0;
+    if (base.index === HVI_RSP) return stackAddress(vcpu, insn.mode, push ? -operand.size : 0);
+    if (base.index === HVI_RBP) return frameAddress(vcpu, insn.mode, 0);
+  }
+  const index = registerInfo(operand.index);
+  const isGpr = index.kind === "gpr";
   sumLo = operand.lo;
   sumHi = operand.hi;
-  const base = registerInfo(operand.base);
+  addBase(vcpu, insn, operand, base, rip);
+  if (isGpr) addScaled(registerLo(vcpu, index), registerHi(vcpu, index), operand.scale);
+  addBitOffset(vcpu, insn, operand);
+  return toLinear(vcpu, insn.mode, insn.addressWidth, registerInfo(operand.segment).index);
+}
+
+/**
+ * The linear address of one element of a gather or scatter.
+ * @param indexLo its index, sign-extended to 64 bits, as halves
+ */
+export function elementAddress(
+  vcpu: Vcpu,
+  insn: Instruction,
+  operand: Operand,
+  indexLo: number,
+  indexHi: number,
+  rip?: number,
+): number {
+  sumLo = operand.lo;
+  sumHi = operand.hi;
+  addBase(vcpu, insn, operand, registerInfo(operand.base), rip);
+  addScaled(indexLo, indexHi, operand.scale);
+  return toLinear(vcpu, insn.mode, insn.addressWidth, registerInfo(operand.segment).index);
+}
+
+/** Linear address of what stands `depth` bytes above the top of the stack (below, when negative). */
+export function stackAddress(vcpu: Vcpu, mode: CodeMode, depth: number): number {
+  sumLo = vcpu.gprLo(HVI_RSP);
+  sumHi = vcpu.gprHi(HVI_RSP);
+  addNumber(depth);
+  return toLinear(vcpu, mode, stackWidth(vcpu, mode), HVI_SS);
+}
+/** The same for what stands `depth` bytes above where RBP points: ENTER, LEAVE. */
+export function frameAddress(vcpu: Vcpu, mode: CodeMode, depth: number): number {
+  sumLo = vcpu.gprLo(HVI_RBP);
+  sumHi = vcpu.gprHi(HVI_RBP);
+  addNumber(depth);
+  return toLinear(vcpu, mode, stackWidth(vcpu, mode), HVI_SS);
+}
+
+/** Linear address in the segment that the operand of an instruction without one uses: [rAX] of CLZERO. */
+export function raxAddress(vcpu: Vcpu, insn: Instruction, segment: number, mask: number): number {
+  sumLo = vcpu.gprLo(HVI_RAX) & mask;
+  sumHi = vcpu.gprHi(HVI_RAX);
+  return toLinear(vcpu, insn.mode, insn.addressWidth, segment);
+}
+/** ES:[register]: the destination of MOVDIR64B and ENQCMD, which no prefix overrides. */
+export function esAddress(vcpu: Vcpu, insn: Instruction, register: RegisterInfo): number {
+  sumLo = registerLo(vcpu, register);
+  sumHi = registerHi(vcpu, register);
+  return toLinear(vcpu, insn.mode, insn.addressWidth, HVI_ES);
+}
+
+function addBase(
+  vcpu: Vcpu,
+  insn: Instruction,
+  operand: Operand,
+  base: RegisterInfo,
+  rip?: number,
+): void {
   if (base.kind === "ip") {
     addNumber(rip ?? vcpu.rip);
     add(insn.length, 0);
   } else if (base.kind === "gpr") {
     add(registerLo(vcpu, base), registerHi(vcpu, base));
-    addNumber(stackAdjustment(insn, operand, base));
+    // POP computes its destination after it has moved the stack pointer (SDM vol. 2, POP).
+    if (base.index === HVI_RSP && insn.name === "pop") addNumber(operand.size);
   }
-  const index = registerInfo(operand.index);
-  if (index.kind === "gpr") {
-    const shift = operand.scale === 8 ? 3 : operand.scale >>> 1;
-    const lo = registerLo(vcpu, index);
-    const hi = registerHi(vcpu, index);
-    add(lo << shift, shift === 0 ? hi : (hi << shift) | (lo >>> (32 - shift)));
-  }
-  addBitOffset(vcpu, insn, operand);
-
-  // The stack's own accesses go by the stack's width, not by an address-size prefix.
-  const ofStack = base.index === 4 && operand.visibility === VISIBLE_HIDDEN;
-  const width = ofStack ? insn.stackWidth : insn.addressWidth;
-  if (width === 32) sumHi = 0;
-  if (width === 16) {
-    sumLo &= 0xffff;
-    sumHi = 0;
-  }
-  const segment = registerInfo(operand.segment);
-  if (segment.kind === "segment") addNumber(effectiveBase(vcpu, segment.index, insn.mode));
-  if (insn.mode !== 64) sumHi = 0;
-  return sumHi * TWO32 + (sumLo >>> 0);
 }
 
-/**
- * What PUSH, CALL and POP add to the stack pointer before they use it: the
- * decoder gives the register as it is before the instruction.
- */
-function stackAdjustment(insn: Instruction, operand: Operand, base: RegisterInfo): number {
-  if (base.index !== 4) return 0;
-  if (operand.visibility === VISIBLE_HIDDEN) {
-    return (operand.actions & ACTION_ANY_WRITE) !== 0 ? -operand.size : 0;
-  }
-  // POP computes its destination after it has moved the stack pointer (SDM vol. 2, POP).
-  return insn.name === "pop" ? operand.size : 0;
+function addScaled(lo: number, hi: number, scale: number): void {
+  const shift = scale === 8 ? 3 : scale >>> 1;
+  add(lo << shift, shift === 0 ? hi : (hi << shift) | (lo >>> (32 - shift)));
 }
 
 /** BT, BTS, BTR, BTC with a register: the bit may lie outside the operand (SDM vol. 2, BT). */
@@ -120,76 +166,6 @@ function addBitOffset(vcpu: Vcpu, insn: Instruction, operand: Operand): void {
     const hi = registerHi(vcpu, info) | 0;
     add(((lo & ~63) >>> 3) | (hi << 29), hi >> 3);
   }
-}
-
-/** One access of an instruction. */
-export interface MemoryAccess {
-  readonly operand: Operand;
-  /** Signed linear address. */
-  readonly gva: number;
-  /** Bytes. */
-  readonly size: number;
-  readonly read: boolean;
-  readonly write: boolean;
-}
-
-/**
- * Every memory access of an instruction, explicit and implicit (the stack of
- * PUSH and CALL, both sides of MOVS), at its start: one iteration of a REP.
- * Accesses through descriptor tables and page tables are not operands and not
- * in the list. Gather and scatter: as many as the list has no address for are
- * left out.
- */
-export function memoryAccesses(vcpu: Vcpu, insn: Instruction, rip?: number): MemoryAccess[] {
-  const out: MemoryAccess[] = [];
-  if (!accessesMemory(insn)) return out;
-  for (const operand of insn.operands) {
-    if (!operand.isMemory) continue;
-    const size = accessSize(operand);
-    const gva = size === 0 ? Number.NaN : linearAddress(vcpu, insn, operand, rip);
-    if (Number.isNaN(gva)) continue;
-    out.push({
-      operand,
-      gva,
-      size,
-      read: (operand.actions & ACTION_ANY_READ) !== 0,
-      write: (operand.actions & ACTION_ANY_WRITE) !== 0,
-    });
-  }
-  return out;
-}
-
-/**
- * Instructions that may access more than their operand says: what XSAVE stores depends on its mask,
- * ENTER and PUSHA push several values.
- */
-const ACCESSES_MORE = /^(xsave|xrstor|enter|pusha|popa)/;
-
-/**
- * How many bytes an instruction accesses from `gva` on, in one piece.
- * @param gva linear address inside one of its memory operands
- * @returns 0 when it cannot be known, or no operand of it lies there
- */
-export function bytesAccessedAt(vcpu: Vcpu, insn: Instruction, gva: number): number {
-  if ((insn.traits & TRAIT_FAR) !== 0 || ACCESSES_MORE.test(insn.name)) return 0;
-  let most = 0;
-  for (const operand of insn.operands) {
-    if (!operand.isMemory) continue;
-    const size = accessSize(operand);
-    const start = linearAddress(vcpu, insn, operand);
-    if (gva >= start && gva < start + size) most = Math.max(most, start + size - gva);
-  }
-  return most;
-}
-
-/** The memory operand written first, or undefined. */
-export function writtenOperand(insn: Instruction): Operand | undefined {
-  return insn.operands.find((o) => o.isMemory && o.writes && accessSize(o) > 0);
-}
-/** The memory operand read first, or undefined. */
-export function readOperand(insn: Instruction): Operand | undefined {
-  if (!accessesMemory(insn)) return undefined;
-  return insn.operands.find((o) => o.isMemory && o.reads && accessSize(o) > 0);
 }
 
 /** Target of a direct branch at `rip`, signed; undefined for any other instruction. */

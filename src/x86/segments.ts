@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /** Mode, ring, segments and descriptor tables of a vCPU (the engine's rows C1 to C3). */
-import { HVI_CS, HVI_FS, HVI_GS } from "../bridge/abi.ts";
+import { HVI_CS, HVI_FS, HVI_GS, HVI_SS } from "../bridge/abi.ts";
 import type { Vcpu } from "../bridge/vcpu.ts";
 import type { PhysicalMemory } from "../memory/physical.ts";
 import {
@@ -67,6 +67,12 @@ export function virtualMemoryOf(
 export function effectiveBase(vcpu: Vcpu, segment: number, mode: CodeMode): number {
   if (mode === 64 && segment !== HVI_FS && segment !== HVI_GS) return 0;
   return vcpu.segBase(segment);
+}
+
+/** Bits of the stack pointer that count: the B flag of SS says it outside 64-bit code. */
+export function stackWidth(vcpu: Vcpu, mode: CodeMode): CodeMode {
+  if (mode === 64) return 64;
+  return (vcpu.segAccess(HVI_SS) & ACCESS_DB) !== 0 ? 32 : 16;
 }
 
 /** Linear address of the instruction at RIP: CS counts outside 64-bit code. */

@@ -2,12 +2,13 @@
 import { describe, expect, test } from "bun:test";
 import * as abi from "../bridge/abi.ts";
 import { fakeVm } from "../bridge/fake.fixture.ts";
-import type { Vcpu } from "../bridge/vcpu.ts";
 import { FakeTables } from "../memory/fake-tables.fixture.ts";
 import { PhysicalMemory } from "../memory/physical.ts";
 import { VirtualMemory } from "../memory/virtual.ts";
+import type { InsnContext } from "./context.ts";
 import { decode } from "./decode.ts";
-import { writtenValue } from "./written.ts";
+import { destinationValue, Written, writtenValue } from "./written.ts";
+import { XsaveLayout } from "./xsave.ts";
 
 const KERNEL = -0x7f000000;
 const TARGET = KERNEL + 0x100;
@@ -24,7 +25,7 @@ function toHex(bytes: Uint8Array): string {
 }
 
 /** The state that the recorded results below were made from. */
-function state(): { vcpu: Vcpu; memory: VirtualMemory; xsave: () => Uint8Array } {
+function state(): InsnContext {
   const { vm } = fakeVm({ size: 0x40000 });
   const physical = new PhysicalMemory(vm.ram);
   const tables = new FakeTables(physical, "4level", 0x10000);
@@ -51,7 +52,8 @@ function state(): { vcpu: Vcpu; memory: VirtualMemory; xsave: () => Uint8Array }
     area[576 + 16 + i] = 0xd0 + i;
     if (i < 8) area[32 + 16 + i] = 0xc0 + i;
   }
-  return { vcpu, memory, xsave: () => area };
+  const layout = new XsaveLayout([]);
+  return { vcpu, memory, xsave: () => area, xsaveLayout: () => layout };
 }
 
 /**
@@ -115,12 +117,12 @@ describe("value written, against the host's CPU", () => {
       const c = state();
       // BTS and BTC with a register were recorded with bit 5.
       if (code === "480fab03" || code === "660fbb03") c.vcpu.setGpr(abi.HVI_RAX, 5, 0);
-      const written = writtenValue(c, insn as NonNullable<typeof insn>);
-      if (!written.ok) throw new Error(written.reason);
-      expect(written.gva).toBe(TARGET);
-      expect(written.bytes.length).toBeLessThanOrEqual(32);
-      expect(toHex(written.bytes)).toBe(after.slice(0, 2 * written.bytes.length));
-      expect(c.memory.read(TARGET, written.old.length)).toEqual(written.old);
+      const written = new Written();
+      expect(writtenValue(c, insn as NonNullable<typeof insn>, written)).toBe(true);
+      expect([written.missing, written.gva]).toEqual([undefined, TARGET]);
+      const { size } = written;
+      expect(toHex(written.bytes.subarray(0, size))).toBe(after.slice(0, 2 * size));
+      expect(c.memory.read(TARGET, size)).toEqual(written.old.slice(0, size));
     });
   }
 });
@@ -131,8 +133,10 @@ describe("value written", () => {
     prepare?.(c);
     const insn = decode(fromHex(code), 0, 64);
     if (!insn) throw new Error("no instruction");
-    const written = writtenValue(c, insn);
-    return written.ok ? `${written.gva - KERNEL}:${toHex(written.bytes)}` : written.reason;
+    const written = new Written();
+    return writtenValue(c, insn, written)
+      ? `${written.gva - KERNEL}:${toHex(written.bytes.subarray(0, written.size))}`
+      : `${written.missing}`;
   };
 
   test("CMPXCHG that succeeds", () => {
@@ -168,15 +172,65 @@ describe("value written", () => {
     ).toBe(`${0x100}:${"00".repeat(16)}`);
   });
   test("over a page boundary into an absent page", () => {
-    expect(run("480103", (c) => c.vcpu.setGprNumber(abi.HVI_RBX, KERNEL + 0xffc))).toContain(
-      "absent",
+    expect(run("480103", (c) => c.vcpu.setGprNumber(abi.HVI_RBX, KERNEL + 0x4ffc))).toBe(
+      "absent memory",
     );
   });
   test("an error for any other", () => {
-    expect(run("488d03")).toContain("writes no memory");
-    expect(run("8b03")).toContain("writes no memory");
-    expect(run("0f5803")).toContain("writes no memory");
-    expect(run("dd1b")).toContain("fstp");
-    expect(run("9c")).toContain("pushf");
+    expect(run("488d03")).toBe("writes nothing");
+    expect(run("8b03")).toBe("writes nothing");
+    expect(run("0f5803")).toBe("writes nothing");
+    expect(run("dd1b")).toBe("not worked out");
+    expect(run("9c")).toBe("not worked out");
+    expect(run("ff1b")).toBe("not worked out");
+    // EVEX: vmovdqu64 [rbx], zmm0
+    expect(run("62f1fe487f03")).toBe("not worked out");
+    expect(run("f3aa", (c) => c.vcpu.setGpr(abi.HVI_RCX, 0, 0))).toBe("writes nothing");
+  });
+});
+
+describe("value of the destination", () => {
+  const run = (code: string, prepare?: (c: InsnContext) => void): string => {
+    const c = state();
+    prepare?.(c);
+    const insn = decode(fromHex(code), 0, 64);
+    if (!insn) throw new Error("no instruction");
+    const out = new Written();
+    if (!destinationValue(c, insn, out)) return `${out.missing}`;
+    const at = Number.isNaN(out.gva) ? "" : `${out.gva - KERNEL}:`;
+    return at + toHex(out.bytes.subarray(0, out.size));
+  };
+  const set =
+    (lo: number, hi = 0) =>
+    (c: InsnContext) =>
+      c.vcpu.setGpr(abi.HVI_RAX, lo, hi);
+
+  test("registers", () => {
+    expect(run("0fb603")).toBe("11000000"); // movzx eax, byte [rbx]
+    expect(run("480fbe4308")).toBe("99ffffffffffffff"); // movsx rax, byte [rbx + 8]
+    expect(run("48634308")).toBe("99aabbccffffffff"); // movsxd rax, [rbx + 8]
+    expect(run("480303")).toBe("9999999999999999"); // add rax, [rbx]
+    expect(run("87cb")).toBe("05010000"); // xchg ebx, ecx
+    expect(run("4889d8")).toBe("00010081ffffffff"); // mov rax, rbx
+    expect(run("50")).toBe(`${0x800 - 8}:8877665544332211`);
+  });
+  test("products, quotients and their faults", () => {
+    expect(run("f6e1", set(0xff))).toBe("fb04"); // mul cl = 5
+    expect(run("48f7e8", set(0xfffffffe, 0xffffffff))).toBe(`04${"00".repeat(15)}`); // imul rax
+    expect(run("48f7e0", set(0xfffffffe, 0xffffffff))).toBe(`04${"00".repeat(7)}fcffffffffffffff`);
+    expect(run("6bc0fd", set(7))).toBe("ebffffff"); // imul eax, eax, -3
+    expect(run("f6f1", set(0x0123))).toBe("3a01"); // div cl: 291 = 5 * 58 + 1
+    expect(run("f6f1", set(0x0523))).toBe("faults");
+    expect(run("f6f9", set(0xff80))).toBe("e7fd"); // idiv cl: -128 = 5 * -25 - 3
+    expect(run("f6f8", set(0))).toBe("faults");
+  });
+  test("descriptor tables and vectors", () => {
+    expect(run("0f0113")).toBe("112233445566778899aa"); // lgdt [rbx]
+    expect(run("0f1603")).toBe(`${"00".repeat(8)}1122334455667788`); // movhps xmm0, [rbx]
+    expect(run("f30f1003")).toBe(`11223344${"00".repeat(12)}`);
+    expect(run("660f6ec8")).toBe(`88776655${"00".repeat(12)}`); // movd xmm1, eax
+    expect(run("39d8")).toBe("not worked out"); // cmp
+    expect(run("0f20d8")).toBe("not worked out"); // mov rax, cr3
+    expect(run("90")).toBe("writes nothing");
   });
 });

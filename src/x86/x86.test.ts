@@ -10,21 +10,12 @@ import { DecodeCache } from "./cache.ts";
 import { decode, disassemble, format } from "./decode.ts";
 import {
   ACTION_READ,
-  ACTION_WRITE,
   type CodeMode,
   type Instruction,
   OPERAND_IMMEDIATE,
   VISIBLE_HIDDEN,
 } from "./instruction.ts";
-import {
-  accessSize,
-  branchTarget,
-  bytesAccessedAt,
-  linearAddress,
-  memoryAccesses,
-  readOperand,
-  writtenOperand,
-} from "./operand.ts";
+import { branchTarget, linearAddress } from "./operand.ts";
 import { GPR_NAMES, registerInfo, registerLo, registerNamed } from "./registers.ts";
 import {
   codeMode,
@@ -34,7 +25,6 @@ import {
   pagingMode,
   virtualMemoryOf,
 } from "./segments.ts";
-import { readVector, writeVector } from "./sse.ts";
 
 const KERNEL = -0x7f000000;
 
@@ -208,61 +198,6 @@ describe("addresses of operands", () => {
     expect(address("0f ba 2b 07", with_(999, 0))).toBe(0x10000);
   });
 
-  /** RSP, RBX and RSI point somewhere, RDI where it is told. */
-  function vcpuWithPointers(rdi: number): Vcpu {
-    const v = newVcpu();
-    v.setGprNumber(abi.HVI_RSP, 0x8000);
-    v.setGprNumber(abi.HVI_RBX, 0x100);
-    v.setGprNumber(abi.HVI_RSI, 0x200);
-    v.setGprNumber(abi.HVI_RDI, rdi);
-    return v;
-  }
-
-  test("every access, explicit and implicit", () => {
-    const v = vcpuWithPointers(0x300);
-    const list = (text: string): string[] =>
-      memoryAccesses(v, insnOf(text)).map(
-        (a) => `${a.read ? "r" : ""}${a.write ? "w" : ""} ${a.gva.toString(16)} ${a.size}`,
-      );
-    expect(list("ff 33")).toEqual(["r 100 8", "w 7ff8 8"]);
-    expect(list("8f 44 24 08")).toEqual(["w 8010 8", "r 8000 8"]);
-    expect(list("c3")).toEqual(["r 8000 8"]);
-    expect(list("e8 00 00 00 00")).toEqual(["w 7ff8 8"]);
-    expect(list("a4").sort()).toEqual(["r 200 1", "w 300 1"]);
-    expect(list("f0 48 ff 03")).toEqual(["rw 100 8"]);
-    expect(list("48 8d 03")).toEqual([]);
-    expect(list("0f 1f 03")).toEqual([]);
-    expect(list("0f 01 0b")).toEqual(["w 100 10"]);
-    const lea = insnOf("48 8d 03");
-    expect(lea.operands.map(accessSize)).toContain(0);
-    expect(list("90")).toEqual([]);
-  });
-  test("the bytes that an instruction accesses from an address on", () => {
-    const v = vcpuWithPointers(0x1ffe);
-    const bytes = (text: string, gva: number) => bytesAccessedAt(v, insnOf(text), gva);
-    expect(bytes("89 03", 0x100)).toBe(4);
-    // The part in a second page.
-    expect(bytes("48 89 07", 0x2000)).toBe(6);
-    expect(bytes("89 03", 0x104)).toBe(0);
-    expect(bytes("89 03", 0xff)).toBe(0);
-    expect(bytes("ff 33", 0x7ff8)).toBe(8);
-    expect(bytes("0f 01 0b", 0x100)).toBe(10);
-    expect(bytes("a5", 0x200)).toBe(4);
-    expect(bytes("48 8d 03", 0x100)).toBe(0);
-    // XSAVE [rbx], ENTER 8, 2, a far CALL and a gather: not what an operand says.
-    for (const text of ["0f ae 23", "c8 08 00 02", "ff 1b", "c4 e2 69 90 04 0b"])
-      expect(bytes(text, text.startsWith("c8") ? 0x7ff8 : 0x100)).toBe(0);
-  });
-  test("the operand written first and the one read first", () => {
-    const first = (text: string) => {
-      const insn = insnOf(text);
-      return [writtenOperand(insn)?.value, readOperand(insn)?.value];
-    };
-    expect(first("c7 43 08 00 00 00 00")).toEqual([8, undefined]);
-    expect(first("8b 43 10")).toEqual([undefined, 16]);
-    expect(first("01 43 18")).toEqual([24, 24]);
-    expect(first("8d 43 20")).toEqual([undefined, undefined]);
-  });
   test("branch targets", () => {
     expect(branchTarget(insnOf("e8 fb 00 00 00"), KERNEL)).toBe(KERNEL + 0x100);
     expect(branchTarget(insnOf("eb fe"), 0x1000)).toBe(0x1000);
@@ -465,17 +400,4 @@ describe("mode, ring and tables", () => {
     v.setIdt(0, 0xfff);
     expect(idtEntry(v, space, 14)).toBeUndefined();
   });
-});
-
-test("vector registers of an XSAVE area", () => {
-  const area = new Uint8Array(832);
-  const value = Uint8Array.from({ length: 32 }, (_, i) => i + 1);
-  const out = new Uint8Array(32);
-  expect(writeVector(area, 5, value)).toBe(true);
-  expect(area[512] & 6).toBe(6);
-  expect(readVector(area, 5, out) && out).toEqual(value);
-  expect(readVector(area, 4, out) && out.every((b) => b === 0)).toBe(true);
-  expect(readVector(area, 16, out)).toBe(false);
-  expect(writeVector(area.subarray(0, 576), 0, value)).toBe(false);
-  expect(ACTION_WRITE).toBe(2);
 });

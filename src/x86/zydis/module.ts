@@ -66,6 +66,7 @@ export type RegisterKind =
   | "debug"
   | "flags"
   | "ip"
+  | "mask"
   | "other";
 
 /** ZydisRegisterClass (Zydis/Register.h), by number, in groups. */
@@ -88,7 +89,7 @@ const KINDS: readonly RegisterKind[] = [
   "other",
   "control",
   "debug",
-  "other",
+  "mask",
   "other",
 ];
 
