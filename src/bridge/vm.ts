@@ -7,6 +7,7 @@ import { GuestRam, type MemorySlot, RAM_CHUNK } from "./ram.ts";
 import { Vcpu } from "./vcpu.ts";
 
 const EINTR = 4;
+const TWO32 = 4294967296;
 
 /** What a backend can do. */
 export interface VmInfo {
@@ -62,6 +63,8 @@ export class Vm {
   private readonly vcpuList: Vcpu[] = [];
   private vcpuCount = 0;
   private readonly sparePages: Uint8Array[] = [];
+  /** Masks of the intercepts set, but for I/O: kind * 2^32 + index to mask. */
+  private readonly interceptMasks = new Map<number, number>();
   private open = true;
 
   // Argument structures, made once.
@@ -234,6 +237,12 @@ export class Vm {
     b.set32(abi.INTERCEPT_INDEX, index);
     b.set64(abi.INTERCEPT_MASK, mask);
     this.ioctl(abi.HVI_INTERCEPT, b);
+    // I/O is on at the start and set by ranges: nobody has to put it back.
+    if (kind !== abi.HVI_INTERCEPT_IO) this.interceptMasks.set(kind * TWO32 + index, mask);
+  }
+  /** The mask that an intercept was set to last; 0 when it never was. Not for I/O. */
+  interceptMask(kind: number, index: number): number {
+    return this.interceptMasks.get(kind * TWO32 + index) ?? 0;
   }
 
   // ---- EPT --------------------------------------------------------------------
