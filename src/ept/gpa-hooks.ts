@@ -14,6 +14,7 @@ import {
   type Vcpu,
   type Vm,
 } from "../bridge/index.ts";
+import { ALLOW, DENY, type HookAction, REPLIED, RETRY } from "../hook-action.ts";
 
 /**
  * Hooks on guest physical pages (the guide's "Guest physical memory hooks"): take a right away from
@@ -24,15 +25,8 @@ import {
  * to the page is put to the hooks at once: what it accesses is told by its operands, not by the exit.
  */
 
-/** What a hook wants done with an access. The numerically greatest of all hooks called wins. */
-export const ALLOW = 0;
-/** The access has no effect: a write goes to a scratch copy. Only for writes. */
-export const DENY = 1;
-/** The instruction runs again under the rights that hold then. */
-export const RETRY = 2;
-/** The hook has set the reply itself (emulated bytes, a step, an injected event). */
-export const REPLIED = 3;
-export type HookAction = typeof ALLOW | typeof DENY | typeof RETRY | typeof REPLIED;
+/** Of a page, DENY sends a write to a scratch copy; it is only for writes. */
+export { ALLOW, DENY, type HookAction, REPLIED, RETRY };
 
 /** The access being handled. One record, used again for every exit: copy what you keep. */
 export interface PageAccess {
@@ -126,11 +120,15 @@ interface Page {
 }
 
 const PAGE_SIZE = 4096;
+/** Pages that statistics name. */
+const HOTTEST = 8;
 /** Accesses that are not to an operand of the instruction at RIP. */
 const NOT_AN_OPERAND = HVI_ACCESS_EXEC | HVI_ACCESS_WALK | HVI_ACCESS_EVENT;
 const READ_WRITE = HVI_ACCESS_READ | HVI_ACCESS_WRITE;
 
 export class GpaHooks {
+  /** Of Statistics. */
+  readonly name = "hooks";
   readonly counters: GpaHookCounters = {
     exits: 0,
     reads: 0,
@@ -296,6 +294,18 @@ export class GpaHooks {
     if (after.length === 0) return;
     for (let i = 0; i < after.length; i++) (after[i] as Continuation).run(vcpu);
     after.length = 0;
+  }
+
+  /** Of Statistics: counters, hooks and their calls by owner, the pages called most. */
+  read(): Record<string, number | string> {
+    const out: Record<string, number | string> = { pages: this.pageCount, ...this.counters };
+    for (const [owner, sum] of this.owners()) {
+      out[`owner ${owner || "?"}`] = `${sum.hooks} hooks, ${sum.calls} calls`;
+    }
+    for (const page of this.hottest(HOTTEST)) {
+      out[`page 0x${page.gfn.toString(16)}`] = `${page.calls} calls (${page.owners.join(" ")})`;
+    }
+    return out;
   }
 
   #decide(page: Page, vcpu: Vcpu, gpa: number, access: number): HookAction {
