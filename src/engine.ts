@@ -20,6 +20,7 @@ import { asGva } from "./memory/address.ts";
 import type { PhysicalMemory } from "./memory/physical.ts";
 import { Attribution } from "./protect/attribution.ts";
 import type { ActiveProtection, Protection } from "./protect/protection.ts";
+import { Statistics } from "./statistics.ts";
 
 /** IA32_LSTAR: Linux writes it once per CPU, when its text stands where it will stay. */
 const MSR_LSTAR = 0xc0000082;
@@ -56,6 +57,7 @@ export interface EngineOptions {
  *                                     \--> unknown (with the reason)
  */
 export class Engine {
+  readonly statistics: Statistics;
   readonly #vm: Vm;
   readonly #memory: PhysicalMemory;
   readonly #alerts: AlertQueue;
@@ -80,6 +82,9 @@ export class Engine {
     const instructions = new ExitInstructions(options.vm, options.memory);
     this.#hooks = new GpaHooks(options.vm, instructions);
     this.#written = (access, out) => instructions.bytes(access, out);
+    this.statistics = new Statistics(options.vm);
+    this.statistics.add(this.#hooks);
+    this.statistics.add(instructions);
   }
 
   get stage(): Stage {
@@ -111,7 +116,9 @@ export class Engine {
    * @returns true when it was the engine's and the reply is set
    */
   handle(vcpu: Vcpu): boolean {
-    switch (vcpu.exitReason) {
+    const reason = vcpu.exitReason;
+    this.statistics.count(reason);
+    switch (reason) {
       case HVI_EXIT_EPT: {
         const ours = this.#hooks.dispatch(vcpu);
         if (ours) this.#hooks.commit();

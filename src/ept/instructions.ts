@@ -29,6 +29,12 @@ export class ExitInstructions implements ExitAccesses {
     this.#cache = new DecodeCache(memory);
   }
 
+  /** Of Statistics. */
+  readonly name = "decode cache";
+  read(): Record<string, number> {
+    return { hits: this.#cache.hits, misses: this.#cache.misses };
+  }
+
   /** The instruction at RIP; undefined when its page is absent or it is none. */
   instruction(vcpu: Vcpu): Instruction | undefined {
     return this.#cache.at(this.#contextOf(vcpu).memory, vcpu.rip, codeMode(vcpu));
