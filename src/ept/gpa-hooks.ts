@@ -300,10 +300,13 @@ export class GpaHooks {
   read(): Record<string, number | string> {
     const out: Record<string, number | string> = { pages: this.pageCount, ...this.counters };
     for (const [owner, sum] of this.owners()) {
-      out[`owner ${owner || "?"}`] = `${sum.hooks} hooks, ${sum.calls} calls`;
+      out[`owner ${owner || "?"}.hooks`] = sum.hooks;
+      out[`owner ${owner || "?"}.calls`] = sum.calls;
     }
     for (const page of this.hottest(HOTTEST)) {
-      out[`page 0x${page.gfn.toString(16)}`] = `${page.calls} calls (${page.owners.join(" ")})`;
+      const name = `page 0x${page.gfn.toString(16)}`;
+      out[`${name}.calls`] = page.calls;
+      out[`${name}.owners`] = page.owners.join(" ");
     }
     return out;
   }

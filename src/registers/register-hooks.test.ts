@@ -337,6 +337,19 @@ describe("changes from inside a handler", () => {
     expect(go(wrmsr(LSTAR, 5))[0]).toBe(false);
   });
 
+  test("a hook that is removed between its answer and the guest's next instruction waits too", () => {
+    const { hooks, go, intercept } = setup();
+    const hook = hooks.addMsr(LSTAR, () => ALLOW);
+    go(wrmsr(LSTAR));
+    hooks.remove(hook);
+    expect(intercept(HVI_INTERCEPT_MSR_WRITE, LSTAR)).toBe(1);
+    const again = hooks.addMsr(LSTAR, () => DENY);
+    hooks.settle();
+    expect(intercept(HVI_INTERCEPT_MSR_WRITE, LSTAR)).toBe(1);
+    hooks.remove(again);
+    expect(intercept(HVI_INTERCEPT_MSR_WRITE, LSTAR)).toBeUndefined();
+  });
+
   test("a dispatch settles too", () => {
     const { hooks, go, intercept } = setup();
     const hook = hooks.addMsr(LSTAR, () => {
@@ -408,6 +421,9 @@ test("wrong registers and masks are refused", () => {
   for (const mask of [0, -1, 1.5, Number.NaN, 2 ** 60]) {
     expect(() => hooks.addCr(4, () => ALLOW, { mask })).toThrow(RangeError);
   }
+  for (const msr of [-1, 1.5, 2 ** 32, LSTAR | 0]) {
+    expect(() => hooks.addMsr(msr, () => ALLOW)).toThrow(RangeError);
+  }
   for (const mask of [0, 0x100, -1])
     expect(() => hooks.addDtr(mask, () => ALLOW)).toThrow(RangeError);
   expect(hooks.count).toBe(0);
@@ -425,7 +441,11 @@ test("figures name registers and owners", () => {
     denied: 1,
     retried: 0,
     replied: 0,
-    "MSR 0xc0000082 write": "1 hooks (syscalls), 1 calls",
-    CR4: "1 hooks (?), 0 calls",
+    "MSR 0xc0000082 write.hooks": 1,
+    "MSR 0xc0000082 write.calls": 1,
+    "MSR 0xc0000082 write.owners": "syscalls",
+    "CR4.hooks": 1,
+    "CR4.calls": 0,
+    "CR4.owners": "?",
   });
 });

@@ -139,10 +139,10 @@ export class RegisterHooks {
   /** By intercept * 2^32 + index. */
   readonly #registers = new Map<number, Register>();
   #access: RegisterAccess | undefined;
-  /** The register whose hooks are being called. */
-  #current: Register | undefined;
-  /** Its intercept waits until the reply to its exit is taken. */
-  #late: Register | undefined;
+  /** The register of the last exit, whose reply may not be taken yet. */
+  #unsettled: Register | undefined;
+  /** Its hooks have become fewer since. */
+  #late = false;
 
   constructor(vm: Vm) {
     this.#vm = vm;
@@ -174,10 +174,11 @@ export class RegisterHooks {
 
   /**
    * Hooks WRMSR, or RDMSR, of one register.
-   * @throws HviError when the backend cannot intercept this one (SDM 24.6.9: 0 to 1fffh and
+   * @throws RangeError for what is no 32-bit number, HviError when the backend cannot intercept this one (SDM 24.6.9: 0 to 1fffh and
    * c0000000h to c0001fffh can be)
    */
   addMsr(msr: number, handler: RegisterHandler, options: MsrHookOptions = {}): RegisterHook {
+    if (msr !== msr >>> 0) throw new RangeError(`${msr} is no number of an MSR`);
     const intercept = options.read === true ? HVI_INTERCEPT_MSR_READ : HVI_INTERCEPT_MSR_WRITE;
     return this.#add(intercept, msr, 0, handler, options);
   }
@@ -207,18 +208,20 @@ export class RegisterHooks {
     if (register === undefined) return;
     register.hooks = register.hooks.filter((other) => other !== hook);
     // The value that its reply writes must pass while the intercept is still on.
-    if (register === this.#current || register === this.#late) this.#late = register;
+    if (register === this.#unsettled) this.#late = true;
     else this.#program(register);
   }
 
   /**
-   * Switches an intercept that lost its hook in a callback, now that the callback's reply is taken.
-   * Call it at every exit, before anything else.
+   * Brings the intercept of the last exit's register in line, now that the reply is taken. Call it at
+   * every exit, before anything else, and when the hooks are given up.
    */
   settle(): void {
-    const register = this.#late;
+    const register = this.#unsettled;
     if (register === undefined) return;
-    this.#late = undefined;
+    this.#unsettled = undefined;
+    if (!this.#late) return;
+    this.#late = false;
     this.#program(register);
   }
 
@@ -234,10 +237,8 @@ export class RegisterHooks {
     const register = this.#registers.get(keyOf(kind, number));
     if (register === undefined) return false;
     this.counters.exits++;
-    this.#current = register;
-    const action = this.#call(register, vcpu, kind, number);
-    this.#current = undefined;
-    return this.#reply(register, vcpu, action);
+    this.#unsettled = register;
+    return this.#reply(register, vcpu, this.#call(register, vcpu, kind, number));
   }
 
   #call(register: Register, vcpu: Vcpu, kind: number, number: number): HookAction {
@@ -351,13 +352,17 @@ export class RegisterHooks {
     }
   }
 
-  /** Of Statistics: counters, and hooks and their calls by register. */
+  /** Of Statistics: counters; hooks, their calls and owners by register. */
   read(): Record<string, number | string> {
     const out: Record<string, number | string> = { hooks: this.count, ...this.counters };
     for (const register of this.#registers.values()) {
       const calls = register.hooks.reduce((sum, hook) => sum + hook.calls, 0);
-      const owners = [...new Set(register.hooks.map((hook) => hook.owner || "?"))].join(" ");
-      out[nameOf(register)] = `${register.hooks.length} hooks (${owners}), ${calls} calls`;
+      const name = nameOf(register);
+      out[`${name}.hooks`] = register.hooks.length;
+      out[`${name}.calls`] = calls;
+      out[`${name}.owners`] = [...new Set(register.hooks.map((hook) => hook.owner || "?"))].join(
+        " ",
+      );
     }
     return out;
   }

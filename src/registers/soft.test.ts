@@ -45,13 +45,14 @@ function setup(...code: number[]) {
   vcpu.setSeg(HVI_CS, 0, 0, 0xffff, 0x9b);
   vcpu.rip = 0x1000;
   const hooks = new RegisterHooks(machine);
-  /** Runs to the HLT; how many exits the hooks took. */
-  const run = (): number => {
+  /** Runs to the HLT; how many exits the hooks took. `then` is called after each. */
+  const run = (then = () => {}): number => {
     for (let taken = 0; taken < 100; taken++) {
       machine.run();
       hooks.settle();
       if (vcpu.exitReason === HVI_EXIT_HLT) return taken;
       expect(hooks.dispatch(vcpu)).toBe(true);
+      then();
     }
     throw new Error("the guest does not end");
   };
@@ -78,22 +79,25 @@ describe.skipIf(assetPath("libhvi-soft.so") === undefined)("software vCPU", () =
     expect(run()).toBe(0);
   });
 
-  test("another value is written than the guest gave, also when the hook goes meanwhile", () => {
-    const { vm, vcpu, hooks, run } = setup(
-      ...MOV_ECX_LSTAR,
-      ...movEax(5),
-      ...movEdx(0),
-      ...[0x0f, 0x30], // wrmsr
-    );
-    hooks.addMsr(LSTAR, (access, self) => {
-      access.vcpu.setExitValue(access.lo + 2, access.hi);
-      hooks.remove(self);
-      return ALLOW;
-    });
-    expect(run()).toBe(1);
-    expect(vcpu.lstar).toBe(7);
-    expect(vm.interceptMask(HVI_INTERCEPT_MSR_WRITE, LSTAR)).toBe(0);
-  });
+  test.each(["in its handler", "after its answer"])(
+    "another value is written than the guest gave, also when the hook goes %s",
+    (when) => {
+      const { vm, vcpu, hooks, run } = setup(
+        ...MOV_ECX_LSTAR,
+        ...movEax(5),
+        ...movEdx(0),
+        ...[0x0f, 0x30], // wrmsr
+      );
+      const hook = hooks.addMsr(LSTAR, (access, self) => {
+        access.vcpu.setExitValue(access.lo + 2, access.hi);
+        if (when === "in its handler") hooks.remove(self);
+        return ALLOW;
+      });
+      expect(run(() => hooks.remove(hook))).toBe(1);
+      expect(vcpu.lstar).toBe(7);
+      expect(vm.interceptMask(HVI_INTERCEPT_MSR_WRITE, LSTAR)).toBe(0);
+    },
+  );
 
   test("an MSR reads as the hook says, or not at all", () => {
     const { vcpu, hooks, run } = setup(
