@@ -4,6 +4,7 @@ import type { Alert } from "./alerts/alert.ts";
 import { AlertQueue } from "./alerts/queue.ts";
 import { fakeVm } from "./bridge/fake.fixture.ts";
 import {
+  EXIT_TSC,
   HVI_ACCESS_WRITE,
   HVI_CS,
   HVI_INTERCEPT_MSR_WRITE,
@@ -12,6 +13,7 @@ import {
   HVI_RSP,
   HVI_X,
   VCPU_LSTAR,
+  type Vcpu,
 } from "./bridge/index.ts";
 import { Engine } from "./engine.ts";
 import { violate } from "./ept/violation.fixture.ts";
@@ -53,6 +55,13 @@ function setup(state: number, options: SyntheticOptions = {}) {
   return { made, vm, backend, vcpu, engine, memory, seen, alerts, types, imageGfn };
 }
 
+/** Lets guest time pass until the engine is due. */
+function pollDue(engine: Engine, vcpu: Vcpu): void {
+  vcpu.u32[EXIT_TSC >>> 2] = engine.deadline >>> 0;
+  vcpu.u32[(EXIT_TSC >>> 2) + 1] = Math.floor(engine.deadline / 2 ** 32);
+  engine.poll(vcpu);
+}
+
 describe("identification", () => {
   test("waits for the guest's write to LSTAR when it has not come yet", () => {
     const { engine, vcpu, backend } = setup(BOOTING);
@@ -67,7 +76,7 @@ describe("identification", () => {
     const { engine, vcpu, backend, vm, seen, alerts } = setup(RUNNING, { kallsyms: false });
     const before = Bun.hash(vm.ram.bytes[0] as Uint8Array);
     engine.attach(vcpu);
-    while (engine.stage === "identifying") engine.poll(vcpu);
+    while (engine.stage === "identifying") pollDue(engine, vcpu);
     alerts.drain();
     expect(engine.stage).toBe("unknown");
     expect(seen.map((a) => a.type)).toEqual(["guest-unknown"]);
@@ -111,7 +120,7 @@ describe("activation", () => {
     expect(engine.handle(exit)).toBe(true);
     expect(engine.deadline).toBeLessThan(Number.POSITIVE_INFINITY);
     memory.write32(gpa, RUNNING);
-    engine.poll(vcpu);
+    pollDue(engine, vcpu);
     expect(engine.stage).toBe("active");
     // The made-up kernel has no ORC tables.
     expect(types()).toEqual(["guest-identified", "protection-limited", "protection-active"]);
@@ -124,7 +133,7 @@ describe("activation", () => {
     const gpa = made.gpa(made.base + AT.state);
     engine.handle(violate(vm, backend, { gpa, access: HVI_ACCESS_WRITE, size: 4 }));
     memory.write32(gpa, 2);
-    engine.poll(vcpu);
+    pollDue(engine, vcpu);
     expect(engine.stage).toBe("booting");
   });
 

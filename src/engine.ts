@@ -1,25 +1,16 @@
 // SPDX-License-Identifier: MIT
 import type { GuestEvent } from "./alerts/alert.ts";
 import type { AlertQueue } from "./alerts/queue.ts";
-import {
-  HVI_ACCESS_GVA,
-  HVI_ACCESS_WRITE,
-  HVI_EXIT_EPT,
-  HVI_EXIT_MSR_WRITE,
-  HVI_INTERCEPT_MSR_WRITE,
-  HVI_W,
-  type Vcpu,
-  type Vm,
-} from "./bridge/index.ts";
-import { ALLOW, type GpaHook, GpaHooks } from "./ept/gpa-hooks.ts";
-import { ExitInstructions } from "./ept/instructions.ts";
-import type { WrittenBytes } from "./ept/page-tables.ts";
+import { HVI_W, type Vcpu, type Vm } from "./bridge/index.ts";
+import { ALLOW, type GpaHook } from "./ept/gpa-hooks.ts";
 import { identify } from "./guest/identify.ts";
 import type { LinuxGuest } from "./guest/linux/kernel.ts";
+import { Introspection } from "./introspection.ts";
 import { asGva } from "./memory/address.ts";
 import type { PhysicalMemory } from "./memory/physical.ts";
 import { Attribution } from "./protect/attribution.ts";
 import type { ActiveProtection, Protection } from "./protect/protection.ts";
+import type { RegisterHook } from "./registers/register-hooks.ts";
 
 /** IA32_LSTAR: Linux writes it once per CPU, when its text stands where it will stay. */
 const MSR_LSTAR = 0xc0000082;
@@ -56,30 +47,28 @@ export interface EngineOptions {
  *                                     \--> unknown (with the reason)
  */
 export class Engine {
+  readonly core: Introspection;
   readonly #vm: Vm;
   readonly #memory: PhysicalMemory;
   readonly #alerts: AlertQueue;
   readonly #protections: readonly Protection[];
-  readonly #hooks: GpaHooks;
-  readonly #written: WrittenBytes;
   #active: ActiveProtection[] = [];
   #stage: Stage = "waiting";
   #guest: LinuxGuest | undefined;
   #stateHook: GpaHook | undefined;
+  #entryHook: RegisterHook | undefined;
   #running = Number.NaN;
   #tries = 0;
   #reason = "";
-  /** Guest TSC at which `poll` is due; Infinity when nothing waits. */
-  deadline = Number.POSITIVE_INFINITY;
+  /** Guest TSC at which identification or activation goes on. */
+  #due = Number.POSITIVE_INFINITY;
 
   constructor(options: EngineOptions) {
     this.#vm = options.vm;
     this.#memory = options.memory;
     this.#alerts = options.alerts;
     this.#protections = options.protections;
-    const instructions = new ExitInstructions(options.vm, options.memory);
-    this.#hooks = new GpaHooks(options.vm, instructions);
-    this.#written = (access, out) => instructions.bytes(access, out);
+    this.core = new Introspection(options.vm, options.memory);
   }
 
   get stage(): Stage {
@@ -102,7 +91,17 @@ export class Engine {
       this.#identify(vcpu);
       return;
     }
-    this.#vm.intercept(HVI_INTERCEPT_MSR_WRITE, MSR_LSTAR, 1);
+    this.#entryHook = this.core.registers.addMsr(
+      MSR_LSTAR,
+      (access, hook) => {
+        this.core.registers.remove(hook);
+        this.#stage = "identifying";
+        // The write takes effect when the guest goes on; identify right after it.
+        this.#due = access.vcpu.exitTsc + 1;
+        return ALLOW;
+      },
+      { owner: "engine" },
+    );
     this.#reason = "the guest has not set up its system call entry";
   }
 
@@ -111,38 +110,30 @@ export class Engine {
    * @returns true when it was the engine's and the reply is set
    */
   handle(vcpu: Vcpu): boolean {
-    switch (vcpu.exitReason) {
-      case HVI_EXIT_EPT: {
-        const ours = this.#hooks.dispatch(vcpu);
-        if (ours) this.#hooks.commit();
-        return ours;
-      }
-      case HVI_EXIT_MSR_WRITE:
-        if (vcpu.exitNumber !== MSR_LSTAR || this.#stage !== "waiting") return false;
-        this.#vm.intercept(HVI_INTERCEPT_MSR_WRITE, MSR_LSTAR, 0);
-        vcpu.resume();
-        this.#stage = "identifying";
-        // The write takes effect when the guest goes on; identify right after it.
-        this.deadline = vcpu.exitTsc + 1;
-        return true;
-      default:
-        return false;
-    }
+    return this.core.handle(vcpu);
   }
 
-  /**
-   * Whether a device may write guest memory for the instruction at hand (INS), which no EPT sees.
-   * @param gva linear address of the first byte; the range does not leave its page
-   */
+  /** As a device would: see Introspection. */
   mayWrite(vcpu: Vcpu, gva: number, gpa: number, size: number): boolean {
-    const action = this.#hooks.ask(vcpu, gpa, size, gva, HVI_ACCESS_WRITE | HVI_ACCESS_GVA);
-    this.#hooks.commit();
-    return action === ALLOW;
+    return this.core.mayWrite(vcpu, gva, gpa, size);
+  }
+  overlay(gpa: number, bytes: Uint8Array): void {
+    this.core.overlay(gpa, bytes);
   }
 
-  /** Work that waits for guest time: identification, activation. Between exits, when `deadline` has passed. */
+  /** Guest TSC at which `poll` is due; Infinity when nothing waits. */
+  get deadline(): number {
+    return Math.min(this.#due, this.core.deadline);
+  }
+  get eager(): boolean {
+    return this.core.eager;
+  }
+
+  /** Work that waits for guest time: identification, activation, checks. Between exits. */
   poll(vcpu: Vcpu): void {
-    this.deadline = Number.POSITIVE_INFINITY;
+    this.core.poll(vcpu);
+    if (vcpu.exitTsc < this.#due) return;
+    this.#due = Number.POSITIVE_INFINITY;
     if (this.#stage === "identifying") this.#identify(vcpu);
     else if (this.#stage === "booting") this.#activateWhenRunning(vcpu);
   }
@@ -151,11 +142,13 @@ export class Engine {
   stop(): void {
     for (const protection of this.#active) protection.deactivate();
     this.#active = [];
-    if (this.#stateHook !== undefined) this.#hooks.remove(this.#stateHook);
+    if (this.#stateHook !== undefined) this.core.hooks.remove(this.#stateHook);
     this.#stateHook = undefined;
-    this.#hooks.commit();
+    if (this.#entryHook !== undefined) this.core.registers.remove(this.#entryHook);
+    this.#entryHook = undefined;
+    this.core.stop();
     this.#stage = "stopped";
-    this.deadline = Number.POSITIVE_INFINITY;
+    this.#due = Number.POSITIVE_INFINITY;
   }
 
   #identify(vcpu: Vcpu): void {
@@ -165,7 +158,7 @@ export class Engine {
       this.#tries++;
       if (this.#tries < MAX_TRIES) {
         this.#stage = "identifying";
-        this.deadline = vcpu.tsc + RETRY_TICKS;
+        this.#due = vcpu.tsc + RETRY_TICKS;
         return;
       }
       this.#stage = "unknown";
@@ -205,24 +198,24 @@ export class Engine {
     }
     const value = guest.vm.read32(state);
     if (value >= this.#running) {
-      if (this.#stateHook !== undefined) this.#hooks.remove(this.#stateHook);
+      if (this.#stateHook !== undefined) this.core.hooks.remove(this.#stateHook);
       this.#stateHook = undefined;
       this.#activate(vcpu);
       return;
     }
     if (this.#stateHook === undefined) this.#watchState(state);
-    this.#hooks.commit();
+    this.core.hooks.commit();
   }
 
   #watchState(state: number): void {
     const gpa = (this.#guest as LinuxGuest).vm.gpaOf(asGva(state));
     if (gpa < 0) return;
     const offset = gpa % 4096;
-    this.#stateHook = this.#hooks.add(
+    this.#stateHook = this.core.hooks.add(
       Math.floor(gpa / 4096),
       HVI_W,
       (access) => {
-        this.deadline = access.vcpu.exitTsc + 1;
+        this.#due = access.vcpu.exitTsc + 1;
         return ALLOW;
       },
       { start: offset, end: offset + 4, owner: "engine" },
@@ -235,10 +228,10 @@ export class Engine {
     const context = {
       vm: this.#vm,
       guest,
-      hooks: this.#hooks,
+      hooks: this.core.hooks,
       alerts: this.#alerts,
       attribution: new Attribution(guest),
-      written: this.#written,
+      written: this.core.written,
       vcpu,
     };
     if (!context.attribution.tellsCallers) {
@@ -266,7 +259,7 @@ export class Engine {
         );
       }
     }
-    this.#hooks.commit();
+    this.core.hooks.commit();
   }
 
   #event(

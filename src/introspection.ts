@@ -2,45 +2,86 @@
 import {
   HVI_ACCESS_GVA,
   HVI_ACCESS_WRITE,
+  HVI_EXIT_CR_WRITE,
+  HVI_EXIT_DTR,
   HVI_EXIT_EPT,
+  HVI_EXIT_INJECTED,
+  HVI_EXIT_MSR_READ,
+  HVI_EXIT_MSR_WRITE,
   HVI_EXIT_STEP,
+  HVI_EXIT_XSETBV,
   type Vcpu,
   type Vm,
 } from "./bridge/index.ts";
 import { ALLOW, GpaHooks } from "./ept/gpa-hooks.ts";
 import { ExitInstructions } from "./ept/instructions.ts";
+import { Integrity } from "./ept/integrity.ts";
 import type { WrittenBytes } from "./ept/page-tables.ts";
-import type { PhysicalMemory } from "./memory/physical.ts";
+import { GuestMemory, type PhysicalMemory, SwappedMemory } from "./memory/index.ts";
+import { RegisterHooks } from "./registers/register-hooks.ts";
+import { Statistics } from "./statistics.ts";
 
 /**
- * What of introspection does not depend on the guest's operating system: the hooks on memory and
- * registers, and who gets which exit.
+ * What of introspection does not depend on the guest's operating system: hooks on memory, translations
+ * and registers, hidden and swapped-out memory, integrity; and who gets which exit.
  */
 export class Introspection {
+  readonly memory: GuestMemory;
+  readonly instructions: ExitInstructions;
   readonly hooks: GpaHooks;
+  readonly registers: RegisterHooks;
+  readonly integrity: Integrity;
+  readonly swapped: SwappedMemory;
+  readonly statistics: Statistics;
+  /** Bytes that the instruction at hand writes. */
   readonly written: WrittenBytes;
+  /** Guest ticks of a second: the guide's timer. */
+  readonly #second: number;
+  #secondEnds = Number.POSITIVE_INFINITY;
 
   constructor(vm: Vm, memory: PhysicalMemory) {
-    const instructions = new ExitInstructions(vm, memory);
-    this.hooks = new GpaHooks(vm, instructions);
-    this.written = (access, out) => instructions.bytes(access, out);
+    this.memory = new GuestMemory(memory);
+    this.instructions = new ExitInstructions(vm, memory);
+    this.written = (access, out) => this.instructions.bytes(access, out);
+    this.hooks = new GpaHooks(vm, this.instructions);
+    this.registers = new RegisterHooks(vm);
+    this.integrity = new Integrity(memory);
+    this.swapped = new SwappedMemory({ memory: this.memory, tscKhz: vm.info.tscKhz });
+    this.#second = vm.info.tscKhz * 1000;
+    this.statistics = new Statistics(vm);
+    for (const part of [this.hooks, this.instructions, this.registers, this.integrity]) {
+      this.statistics.add(part);
+    }
   }
 
   /**
    * First refusal of an exit.
-   * @returns true when it was for a hook and the reply is set
+   * @returns true when it was dealt with and the reply is set; else it is the devices'
    */
   handle(vcpu: Vcpu): boolean {
-    const ours = this.#dispatch(vcpu);
+    const reason = vcpu.exitReason;
+    this.statistics.count(reason);
+    this.hooks.settle(vcpu);
+    this.registers.settle();
+    const ours = this.#dispatch(vcpu, reason);
     this.hooks.commit();
     return ours;
   }
 
-  #dispatch(vcpu: Vcpu): boolean {
-    this.hooks.settle(vcpu);
-    switch (vcpu.exitReason) {
+  #dispatch(vcpu: Vcpu, reason: number): boolean {
+    switch (reason) {
       case HVI_EXIT_EPT:
         return this.hooks.dispatch(vcpu);
+      case HVI_EXIT_MSR_READ:
+      case HVI_EXIT_MSR_WRITE:
+      case HVI_EXIT_CR_WRITE:
+      case HVI_EXIT_DTR:
+      case HVI_EXIT_XSETBV:
+        return this.registers.dispatch(vcpu);
+      case HVI_EXIT_INJECTED:
+        if (!this.swapped.onInjected(vcpu)) return false;
+        vcpu.resume();
+        return true;
       case HVI_EXIT_STEP:
         // The news that an instruction is over, which settle() has dealt with.
         vcpu.resume();
@@ -48,6 +89,31 @@ export class Introspection {
       default:
         return false;
     }
+  }
+
+  /** Guest TSC at which poll() is due; Infinity when nothing waits. */
+  get deadline(): number {
+    if (this.#secondEnds === Number.POSITIVE_INFINITY && this.integrity.count > 0) return 0;
+    return Math.min(this.#secondEnds, this.swapped.deadline);
+  }
+
+  /** A poll after each exit would find work, not only one at `deadline`. */
+  get eager(): boolean {
+    return this.swapped.wants;
+  }
+
+  /** Work that waits for guest time, between two exits: the second's checks, swapped-out pages. */
+  poll(vcpu: Vcpu): void {
+    const now = vcpu.exitTsc;
+    if (this.integrity.count === 0) this.#secondEnds = Number.POSITIVE_INFINITY;
+    // A guest may set its TSC back: then the second begins anew.
+    else if (!(this.#secondEnds - now <= this.#second)) this.#secondEnds = now + this.#second;
+    else if (now >= this.#secondEnds) {
+      this.#secondEnds = now + this.#second;
+      this.integrity.check();
+    }
+    if (this.swapped.wants || this.swapped.deadline <= now) this.swapped.poll(vcpu);
+    this.hooks.commit();
   }
 
   /**
@@ -58,5 +124,14 @@ export class Introspection {
     const action = this.hooks.ask(vcpu, gpa, size, gva, HVI_ACCESS_WRITE | HVI_ACCESS_GVA);
     this.hooks.commit();
     return action === ALLOW;
+  }
+
+  /** Changes bytes that a device read from `gpa` on, within a page, to what the guest would read. */
+  overlay(_gpa: number, _bytes: Uint8Array): void {}
+
+  /** Brings hooks that were removed out of effect. Call it when the guest is left alone. */
+  stop(): void {
+    this.hooks.commit();
+    this.registers.settle();
   }
 }

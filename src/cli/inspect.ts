@@ -2,12 +2,13 @@
 import type { CAC } from "cac";
 import { ask, findMachine } from "../control/client.ts";
 import type { ControlServer } from "../control/server.ts";
+import type { Engine } from "../engine.ts";
 import { InputError } from "../errors.ts";
-import type { LinuxGuest } from "../guest/linux/kernel.ts";
 import type { Machine } from "../machine/machine.ts";
 import { openSnapshot } from "../machine/snapshot/index.ts";
 import { PhysicalMemory, parseGpa } from "../memory/index.ts";
 import { printable } from "../printable.ts";
+import { Statistics } from "../statistics.ts";
 import { parseCount } from "./args.ts";
 import { type SpaceOptions, Subject } from "./inspect/subject.ts";
 import { VERBS } from "./inspect/views.ts";
@@ -50,6 +51,7 @@ export function registerInspect(cli: CAC): void {
     .option("--pid <n>", "address space of a process")
     .option("--root <gpa>", "address space by the root of its page tables, in hex")
     .example("  hvi inspect --live ps")
+    .example("  hvi inspect --live stats --json")
     .example("  hvi inspect booted.hvi ps")
     .example("  hvi inspect booted.hvi symbols 'vfs_*'")
     .example("  hvi inspect booted.hvi disasm vfs_read 8")
@@ -144,12 +146,13 @@ async function inspect(words: string[], flags: InspectFlags): Promise<number> {
   return EXIT_OK;
 }
 
-/** Lets a running machine answer `hvi inspect --live`; `guest` gives who is known already. */
+/** Lets a running machine answer `hvi inspect --live`, with what its engine, if any, knows. */
 export function serveInspect(
   server: ControlServer,
   machine: Machine,
-  guest: () => LinuxGuest | undefined,
+  engine: Engine | undefined,
 ): void {
+  const statistics = engine?.core.statistics ?? new Statistics(machine.vm);
   server.on("inspect", (argument) => {
     const asked = argument as Partial<Look> | null;
     // The other end may be anything that speaks JSON: check it as the command line is checked.
@@ -161,6 +164,7 @@ export function serveInspect(
       json: asked?.json === true,
     });
     const memory = new PhysicalMemory(machine.vm.ram);
-    return show(new Subject("--live", memory, machine.vm.vcpus, look.space, guest()), look);
+    const known = { guest: engine?.guest, statistics };
+    return show(new Subject("--live", memory, machine.vm.vcpus, look.space, known), look);
   });
 }

@@ -3,7 +3,9 @@ import { afterAll, describe, expect, test } from "bun:test";
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { HVI_ABI_VERSION } from "../bridge/index.ts";
 import { bzImage, elf64, multiboot } from "../machine/load/images.fixture.ts";
+import type { StatisticsReport } from "../statistics.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "hvi-run-"));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
@@ -193,6 +195,45 @@ describe.skipIf(!hasBackend)("a guest's end", () => {
     expect([gone.code, gone.err]).toEqual([2, expect.stringContaining("no hvi runs as process")]);
   }, 60_000);
 
+  test("hvi inspect --live stats counts what a guest that runs does", async () => {
+    // mov dx, 3f8h; in al, dx; jmp back
+    const code = Uint8Array.of(0x66, 0xba, 0xf8, 0x03, 0xec, 0xeb, 0xfd);
+    const kernel = path("stats.elf", multiboot(code));
+    const main = join(import.meta.dir, "../main.ts");
+    const stats = async (protect: string) => {
+      const run = ["run", "--kernel", kernel, "--protect", protect, "--timeout", "60"];
+      const guest = Bun.spawn([process.execPath, main, ...run], {
+        stdio: ["ignore", "ignore", "ignore"],
+      });
+      try {
+        const look = (...more: string[]) =>
+          hvi("inspect", "--live", "--machine", String(guest.pid), "stats", ...more);
+        let seen = await look("--json");
+        for (let tries = 0; seen.code !== 0 && tries < 50; tries++) seen = await look("--json");
+        const later = await look("--json");
+        const table = await look();
+        return { first: JSON.parse(seen.out), later: JSON.parse(later.out), table: table.out };
+      } finally {
+        guest.kill();
+        await guest.exited;
+      }
+    };
+    const exitsOf = (report: StatisticsReport) =>
+      Number(report.parts.find((part) => part.name === "vcpu 0")?.values.exits);
+    const engine = await stats("all");
+    expect(engine.first.exits.IO).toBeGreaterThan(0);
+    expect(engine.later.exits.IO).toBeGreaterThan(engine.first.exits.IO);
+    expect(exitsOf(engine.later)).toBeGreaterThanOrEqual(engine.later.exits.IO);
+    const parts = engine.first.parts.map((part: { name: string }) => part.name);
+    expect(parts.slice(0, 4)).toEqual(["time", "vcpu 0", "hooks", "decode cache"]);
+    expect(engine.table).toMatch(/^EXIT +COUNT$/m);
+    expect(engine.table).toMatch(/^HOOKS$/m);
+    // Without an engine nobody tells exits apart; the backend counts them still.
+    const bare = await stats("none");
+    expect(bare.first.exits).toEqual({});
+    expect(exitsOf(bare.first)).toBeGreaterThan(0);
+  }, 60_000);
+
   test("a snapshot goes on where it was taken; damage and other versions are found", async () => {
     // print 'A', '\n', then 'B', '\n', then exit with 3
     const print = (c: number) => [0xb0, c, 0xee];
@@ -239,7 +280,11 @@ describe.skipIf(!hasBackend)("a guest's end", () => {
       expect(err).toContain(message);
       expect(exit).toBe(2);
     };
-    await broken("abi.hvi", changed(12, 99), "ABI version 99, this hvi has version 1");
+    await broken(
+      "abi.hvi",
+      changed(12, 99),
+      `ABI version 99, this hvi has version ${HVI_ABI_VERSION}`,
+    );
     await broken("format.hvi", changed(8, 7), "format 7");
     await broken("header.hvi", changed(24, 1), "corrupt snapshot");
     await broken("meta.hvi", changed(200, 0), "corrupt snapshot");

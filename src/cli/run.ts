@@ -4,8 +4,8 @@ import { basename } from "node:path";
 import type { CAC } from "cac";
 import { type BackendChoice, BackendError } from "../bridge/index.ts";
 import { ControlServer } from "../control/server.ts";
+import type { Engine } from "../engine.ts";
 import { InputError } from "../errors.ts";
-import type { LinuxGuest } from "../guest/linux/kernel.ts";
 import { Console } from "../machine/console.ts";
 import { loadImage } from "../machine/load/index.ts";
 import { Machine, type MachineOptions } from "../machine/machine.ts";
@@ -170,10 +170,10 @@ async function build(
 }
 
 /** The control socket; undefined, with a warning, where it cannot be made. */
-function serve(machine: Machine, guest: () => LinuxGuest | undefined): ControlServer | undefined {
+function serve(machine: Machine, engine: Engine | undefined): ControlServer | undefined {
   try {
     const server = new ControlServer();
-    serveInspect(server, machine, guest);
+    serveInspect(server, machine, engine);
     return server;
   } catch (error) {
     log.warn(`hvi inspect --live will not work: ${(error as Error).message}`);
@@ -212,7 +212,7 @@ async function run(flags: RunFlags): Promise<number> {
     o.protections.length > 0 || o.alerts !== undefined
       ? introspect(machine, o.protections, o.alerts)
       : undefined;
-  const control = serve(machine, () => introspection?.engine.guest);
+  const control = serve(machine, introspection?.engine);
   const { console } = machine;
   const stop = (why: string) => machine.stop({ kind: "stopped", why });
   console.onClosed = () => stop("the console's reader going away");

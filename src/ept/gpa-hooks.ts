@@ -17,6 +17,7 @@ import {
   type Vcpu,
   type Vm,
 } from "../bridge/index.ts";
+import { ALLOW, DENY, type HookAction, REPLIED, RETRY } from "../hook-action.ts";
 import { ACCESS_READ, ACCESS_WRITE, type AccessList } from "../x86/index.ts";
 
 /**
@@ -28,18 +29,11 @@ import { ACCESS_READ, ACCESS_WRITE, type AccessList } from "../x86/index.ts";
  * to the page is put to the hooks at once: what it accesses is told by its operands, not by the exit.
  */
 
-/** What a hook wants done with an access. The numerically greatest of all hooks called wins. */
-export const ALLOW = 0;
 /**
- * The access has no effect: a write goes to a scratch copy, a read sees zeros in the hooked part, a
- * fetch raises the #PF of a page that is not executable.
+ * Of a page, DENY sends a write to a scratch copy, lets a read see zeros in the hooked part, and raises
+ * for a fetch the #PF of a page that is not executable.
  */
-export const DENY = 1;
-/** The instruction runs again under the rights that hold then. */
-export const RETRY = 2;
-/** The hook has set the reply itself (emulated bytes, a step, an injected event). */
-export const REPLIED = 3;
-export type HookAction = typeof ALLOW | typeof DENY | typeof RETRY | typeof REPLIED;
+export { ALLOW, DENY, type HookAction, REPLIED, RETRY };
 
 /** The access being handled. One record, used again for every exit: copy what you keep. */
 export interface PageAccess {
@@ -134,12 +128,16 @@ interface Page {
 }
 
 const PAGE_SIZE = 4096;
+/** Pages that statistics name. */
+const HOTTEST = 8;
 /** Accesses that are not to an operand of the instruction at RIP. */
 const NOT_AN_OPERAND = HVI_ACCESS_EXEC | HVI_ACCESS_WALK | HVI_ACCESS_EVENT;
 const VECTOR_PF = 14;
 const READ_WRITE = HVI_ACCESS_READ | HVI_ACCESS_WRITE;
 
 export class GpaHooks {
+  /** Of Statistics. */
+  readonly name = "hooks";
   readonly counters: GpaHookCounters = {
     exits: 0,
     reads: 0,
@@ -333,6 +331,21 @@ export class GpaHooks {
     const same = vcpu === this.#afterVcpu && vcpu.rip === this.#afterRip;
     if (vcpu !== this.#afterVcpu || (same && vcpu.exitReason === HVI_EXIT_EPT)) return;
     after.length = 0;
+  }
+
+  /** Of Statistics: counters, hooks and their calls by owner, the pages called most. */
+  read(): Record<string, number | string> {
+    const out: Record<string, number | string> = { pages: this.pageCount, ...this.counters };
+    for (const [owner, sum] of this.owners()) {
+      out[`owner ${owner || "?"}.hooks`] = sum.hooks;
+      out[`owner ${owner || "?"}.calls`] = sum.calls;
+    }
+    for (const page of this.hottest(HOTTEST)) {
+      const name = `page 0x${page.gfn.toString(16)}`;
+      out[`${name}.calls`] = page.calls;
+      out[`${name}.owners`] = page.owners.join(" ");
+    }
+    return out;
   }
 
   #decide(page: Page, vcpu: Vcpu, gpa: number, access: number): HookAction {

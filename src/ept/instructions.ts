@@ -88,9 +88,10 @@ export class ExitInstructions implements ExitAccesses {
     this.#cache = new DecodeCache(memory);
   }
 
-  /** Decoded instructions, for their hit rate. */
-  get cache(): DecodeCache {
-    return this.#cache;
+  /** Of Statistics. */
+  readonly name = "decode cache";
+  read(): Record<string, number> {
+    return { hits: this.#cache.hits, misses: this.#cache.misses };
   }
 
   /** The instruction at RIP; undefined when its page is absent or it is none. */

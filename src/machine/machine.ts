@@ -107,6 +107,8 @@ export interface ExitObserver extends DeviceGuard {
   handle(vcpu: Vcpu): boolean;
   /** Guest TSC at which poll() is due, or Infinity. */
   readonly deadline: number;
+  /** poll() is due after each exit, whatever the deadline. */
+  readonly eager: boolean;
   /** Work that waited for guest time, between two exits. */
   poll(vcpu: Vcpu): void;
 }
@@ -337,7 +339,9 @@ export class Machine {
       if (observer !== undefined && observer.deadline < deadline) deadline = observer.deadline;
       const vcpu = vm.run(deadline);
       const reason = this.#took(vcpu);
-      if (observer !== undefined && observer.deadline <= vcpu.exitTsc) observer.poll(vcpu);
+      if (observer !== undefined && (observer.eager || observer.deadline <= vcpu.exitTsc)) {
+        observer.poll(vcpu);
+      }
       if (--left <= 0 || reason === HVI_EXIT_DEADLINE) {
         left = EXITS_PER_LOOK;
         const spent = performance.now() - began;

@@ -5,6 +5,7 @@ import { InputError } from "../../errors.ts";
 import { identify } from "../../guest/identify.ts";
 import type { LinuxGuest } from "../../guest/linux/kernel.ts";
 import { hex, type PhysicalMemory, parseGpa, parseGva, VirtualMemory } from "../../memory/index.ts";
+import type { Statistics } from "../../statistics.ts";
 import { pagingFeatures, pagingMode } from "../../x86/segments.ts";
 
 /** Which address space is meant. */
@@ -17,6 +18,12 @@ export interface SpaceOptions {
   root: number | undefined;
 }
 
+/** What a running machine knows already. */
+export interface Known {
+  guest: LinuxGuest | undefined;
+  statistics: Statistics;
+}
+
 /** A pattern that may find what was meant: in the same module, with anything around it. */
 function searchFor(name: string): string {
   const colon = name.indexOf(":");
@@ -25,12 +32,14 @@ function searchFor(name: string): string {
 
 export class Subject {
   readonly cpu: Vcpu;
+  /** Undefined for a snapshot. */
+  readonly statistics: Statistics | undefined;
   #guest: LinuxGuest | undefined;
   #reason = "";
 
   /**
    * @param name of the file, or --live, for messages
-   * @param known the guest, when it is identified already
+   * @param known undefined for a snapshot
    * @throws InputError when there is no such vCPU
    */
   constructor(
@@ -38,9 +47,10 @@ export class Subject {
     readonly memory: PhysicalMemory,
     readonly cpus: readonly Vcpu[],
     readonly options: SpaceOptions,
-    known?: LinuxGuest,
+    known?: Known,
   ) {
-    this.#guest = known;
+    this.#guest = known?.guest;
+    this.statistics = known?.statistics;
     const cpu = cpus[options.cpu];
     if (cpu === undefined) {
       throw new InputError(

@@ -1,6 +1,14 @@
 // SPDX-License-Identifier: MIT
 import { describe, expect, test } from "bun:test";
-import { HVI_CS, HVI_GS, HVI_STATE_ALL, VCPU_VALID, Vcpu } from "../../bridge/index.ts";
+import { fakeVm } from "../../bridge/fake.fixture.ts";
+import {
+  HVI_CS,
+  HVI_EXIT_EPT,
+  HVI_GS,
+  HVI_STATE_ALL,
+  VCPU_VALID,
+  Vcpu,
+} from "../../bridge/index.ts";
 import { InputError } from "../../errors.ts";
 import {
   AT,
@@ -10,6 +18,7 @@ import {
   syntheticGuest,
 } from "../../guest/synthetic.fixture.ts";
 import { hex } from "../../memory/index.ts";
+import { Statistics } from "../../statistics.ts";
 import { Subject } from "./subject.ts";
 import { VERBS } from "./views.ts";
 
@@ -127,6 +136,20 @@ describe("hvi inspect", () => {
     const view = show("regs");
     expect(view.json).toMatchObject([{ cpu: 0, mode: "long", cpl: 0, symbol: "fn_0+0x10" }]);
     expect(view.lines.join("\n")).toContain(`rip       ${hex(guest.base + 0x1010)}`);
+  });
+
+  test("stats of a running machine; a snapshot has none", () => {
+    const statistics = new Statistics(fakeVm().vm);
+    statistics.count(HVI_EXIT_EPT);
+    statistics.add({ name: "hooks", read: () => ({ pages: 3, "owner x": "2 hooks, 1 calls" }) });
+    const options = { cpu: 0, pid: undefined, root: undefined };
+    const known = { guest: undefined, statistics };
+    const subject = new Subject("--live", guest.memory, [cpuOf(guest)], options, known);
+    const view = VERBS.stats.show(subject, [], { physical: false });
+    expect(view.json).toMatchObject({ exits: { EPT: 1 } });
+    expect(view.lines.slice(0, 2)).toEqual(["EXIT  COUNT", "EPT       1"]);
+    expect(view.lines.slice(-3)).toEqual(["HOOKS", "pages    3", "owner x  2 hooks, 1 calls"]);
+    expect(complaint("stats")).toBe("g.hvi: a snapshot has no statistics");
   });
 
   test("options that name what is not there", () => {

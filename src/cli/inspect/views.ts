@@ -334,6 +334,24 @@ function regs(subject: Subject): View {
   return { json, lines };
 }
 
+function stats(subject: Subject): View {
+  const { statistics } = subject;
+  if (statistics === undefined) {
+    throw new InputError(
+      `${subject.name}: a snapshot has no statistics`,
+      "run it with hvi run --restore, then hvi inspect --live stats",
+    );
+  }
+  const json = statistics.read();
+  const exits = Object.entries(json.exits).map(([name, n]) => [name, String(n)]);
+  const lines = table(["EXIT", "COUNT"], exits);
+  for (const part of json.parts) {
+    const rows = Object.entries(part.values).map(([name, value]) => [name, String(value)]);
+    lines.push("", ...table([part.name.toUpperCase(), ""], rows));
+  }
+  return { json, lines };
+}
+
 /** The verbs of `hvi inspect`, in the order of the help. */
 export const VERBS: Readonly<Record<string, Verb>> = {
   ps: { usage: "ps", about: "processes", args: [0, 0], show: processes },
@@ -367,5 +385,11 @@ export const VERBS: Readonly<Record<string, Verb>> = {
     about: "registers of every CPU and its kernel stack trace",
     args: [0, 0],
     show: regs,
+  },
+  stats: {
+    usage: "stats",
+    about: "exits, hooks, caches and counters (with --live)",
+    args: [0, 0],
+    show: stats,
   },
 };
