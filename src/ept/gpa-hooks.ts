@@ -293,9 +293,12 @@ export class GpaHooks {
   /** Runs what waits for an instruction to be over. Call it at every exit, before anything else. */
   settle(vcpu: Vcpu): void {
     const after = this.#after;
-    if (after.length === 0) return;
-    for (let i = 0; i < after.length; i++) (after[i] as Continuation).run(vcpu);
-    after.length = 0;
+    const count = after.length;
+    if (count === 0) return;
+    for (let i = 0; i < count; i++) (after[i] as Continuation).run(vcpu);
+    // What ran too early has asked to run again.
+    after.copyWithin(0, count);
+    after.length -= count;
   }
 
   #decide(page: Page, vcpu: Vcpu, gpa: number, access: number): HookAction {
