@@ -6,6 +6,7 @@ import {
   HVI_ACCESS_WRITE,
   HVI_EXIT_EPT,
   HVI_EXIT_MSR_WRITE,
+  HVI_EXIT_STEP,
   HVI_INTERCEPT_MSR_WRITE,
   HVI_W,
   type Vcpu,
@@ -13,7 +14,7 @@ import {
 } from "./bridge/index.ts";
 import { ALLOW, type GpaHook, GpaHooks } from "./ept/gpa-hooks.ts";
 import { ExitInstructions } from "./ept/instructions.ts";
-import type { WrittenBytes } from "./ept/page-tables.ts";
+import { PageTables, type WrittenBytes } from "./ept/page-tables.ts";
 import { identify } from "./guest/identify.ts";
 import type { LinuxGuest } from "./guest/linux/kernel.ts";
 import { asGva } from "./memory/address.ts";
@@ -61,6 +62,7 @@ export class Engine {
   readonly #alerts: AlertQueue;
   readonly #protections: readonly Protection[];
   readonly #hooks: GpaHooks;
+  readonly #tables: PageTables;
   readonly #written: WrittenBytes;
   #active: ActiveProtection[] = [];
   #stage: Stage = "waiting";
@@ -80,6 +82,7 @@ export class Engine {
     const instructions = new ExitInstructions(options.vm, options.memory);
     this.#hooks = new GpaHooks(options.vm, instructions);
     this.#written = (access, out) => instructions.bytes(access, out);
+    this.#tables = new PageTables(this.#hooks, options.memory, this.#written);
   }
 
   get stage(): Stage {
@@ -111,12 +114,20 @@ export class Engine {
    * @returns true when it was the engine's and the reply is set
    */
   handle(vcpu: Vcpu): boolean {
+    this.#hooks.settle(vcpu);
+    const ours = this.#dispatch(vcpu);
+    this.#hooks.commit();
+    return ours;
+  }
+
+  #dispatch(vcpu: Vcpu): boolean {
     switch (vcpu.exitReason) {
-      case HVI_EXIT_EPT: {
-        const ours = this.#hooks.dispatch(vcpu);
-        if (ours) this.#hooks.commit();
-        return ours;
-      }
+      case HVI_EXIT_EPT:
+        return this.#hooks.dispatch(vcpu);
+      case HVI_EXIT_STEP:
+        // Asked for by a hook, and answered above.
+        vcpu.resume();
+        return true;
       case HVI_EXIT_MSR_WRITE:
         if (vcpu.exitNumber !== MSR_LSTAR || this.#stage !== "waiting") return false;
         this.#vm.intercept(HVI_INTERCEPT_MSR_WRITE, MSR_LSTAR, 0);
@@ -236,6 +247,7 @@ export class Engine {
       vm: this.#vm,
       guest,
       hooks: this.#hooks,
+      tables: this.#tables,
       alerts: this.#alerts,
       attribution: new Attribution(guest),
       written: this.#written,

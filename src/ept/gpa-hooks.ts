@@ -151,6 +151,8 @@ export class GpaHooks {
   readonly #changed: Page[] = [];
   readonly #ifAllowed: Continuation[] = [];
   readonly #after: Continuation[] = [];
+  /** The reply asks for an exit when the instruction is over. */
+  #notify = false;
   #access: PageAccess | undefined;
 
   /**
@@ -285,9 +287,11 @@ export class GpaHooks {
   /**
    * For handlers: `next` runs when the instruction is over, and at any exit before that, so it must
    * do no harm when it comes early; the instruction may also have faulted.
+   * @param exit whether the guest shall exit for it as soon as the instruction is over
    */
-  afterInstruction(next: Continuation): void {
+  afterInstruction(next: Continuation, exit = false): void {
     this.#after.push(next);
+    if (exit) this.#notify = true;
   }
 
   /** Runs what waits for an instruction to be over. Call it at every exit, before anything else. */
@@ -403,9 +407,11 @@ export class GpaHooks {
   #reply(vcpu: Vcpu, action: HookAction): void {
     this.#conclude(vcpu, action);
     const counters = this.counters;
+    const notify = this.#notify;
+    this.#notify = false;
     if (action === ALLOW) {
       counters.allowed++;
-      vcpu.resume();
+      vcpu.resume(notify);
     } else if (action === DENY) {
       counters.denied++;
       vcpu.scratch();

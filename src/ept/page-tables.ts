@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 import { HVI_ACCESS_EVENT, HVI_ACCESS_WALK, HVI_W, type Vcpu } from "../bridge/index.ts";
 import type { PhysicalMemory } from "../memory/physical.ts";
-import type { AddressSpace } from "../memory/space.ts";
+import { type AddressSpace, rootTable } from "../memory/space.ts";
 import {
   ALLOW,
   type GpaHook,
@@ -17,7 +17,6 @@ import {
   entryKind,
   entryPage,
   isPageRange,
-  rootTable,
   sameTranslation,
 } from "./paging-entry.ts";
 import {
@@ -131,8 +130,8 @@ export class PageTables {
   readonly #retired: GpaHook[] = [];
   readonly #relaxed = new Set<TablePage>();
 
-  // Work of #grow: pages whose hook does not cover all watched entries, granules to read, entries whose
-  // tables are to be looked at, relaxed pages that are hooked again.
+  // Work of #grow: pages whose hook does not cover all watched entries, granules to read (~ of those that
+  // were watched before), entries whose tables are to be looked at, relaxed pages that are hooked again.
   readonly #widened: TablePage[] = [];
   readonly #unreadPages: TablePage[] = [];
   readonly #unreadGranules: number[] = [];
@@ -255,7 +254,7 @@ export class PageTables {
 
   #treeOf(space: AddressSpace): SpaceTree {
     const { pse, nxe, physicalBits } = space.features;
-    const key = `${space.mode} ${rootTable(space)} ${pse} ${nxe} ${physicalBits}`;
+    const key = `${space.mode} ${rootTable(space.mode, space.root)} ${pse} ${nxe} ${physicalBits}`;
     let tree = this.#trees.get(key);
     if (tree === undefined) {
       tree = new SpaceTree(key, space);
@@ -295,7 +294,8 @@ export class PageTables {
     this.#pending.push(write);
     const action = this.#ask(page, write, access);
     if (write.known) this.#hooks.ifAllowed(write.whenAllowed);
-    this.#hooks.afterInstruction(write);
+    // A value that is not known is looked for before the guest can use it.
+    this.#hooks.afterInstruction(write, !write.known);
     return action;
   }
 
@@ -410,8 +410,7 @@ export class PageTables {
   // ---- copies -------------------------------------------------------------------------------------
 
   #memoryWord(gfn: number, word: number): number {
-    const value = this.#memory.read32(gfn * PAGE_SIZE + word * 4);
-    return value < 0 ? 0 : value;
+    return Math.max(this.#memory.read32(gfn * PAGE_SIZE + word * 4), 0);
   }
 
   /** A word as it will be after the writes that are allowed and on their way, and `write`. */
@@ -606,7 +605,13 @@ export class PageTables {
       if (this.#widened.length > 0) this.#hookWidened();
       for (let i = 0; i < this.#unreadPages.length; i++) {
         const page = this.#unreadPages[i] as TablePage;
-        const word = (this.#unreadGranules[i] as number) * 2;
+        const granule = this.#unreadGranules[i] as number;
+        if (granule < 0) {
+          // Another level looks at other bits than those that the copy was kept for.
+          this.#takeOver(page, ~granule * 8, 8, undefined);
+          continue;
+        }
+        const word = granule * 2;
         page.words[word] = this.#futureWord(page.gfn, word);
         page.words[word + 1] = this.#futureWord(page.gfn, word + 1);
       }
@@ -731,12 +736,11 @@ export class PageTables {
     node.setWatched(entry, true);
     const word = node.wordOf(entry);
     const granule = word >> 1;
-    if (page.counts[granule] === 0) {
-      this.#unreadPages.push(page);
-      this.#unreadGranules.push(granule);
-      const byte = granule * 8;
-      if (byte < page.start || byte + 8 > page.end) this.#widen(page, byte);
-    }
+    const fresh = page.counts[granule] === 0;
+    this.#unreadPages.push(page);
+    this.#unreadGranules.push(fresh ? granule : ~granule);
+    const byte = granule * 8;
+    if (byte < page.start || byte + 8 > page.end) this.#widen(page, byte);
     page.counts[granule] = (page.counts[granule] as number) + 1;
     if (node.format.level > 1) {
       this.#newNodes.push(node);

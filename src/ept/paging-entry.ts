@@ -97,13 +97,6 @@ export function sameTranslation(
     : entryPage(format, lo, hi) === entryPage(format, otherLo, otherHi);
 }
 
-/** Guest physical address of a space's first table. */
-export function rootTable(space: AddressSpace): number {
-  const { rootLo, rootHi } = pagingStructure(space.mode);
-  const high = Math.floor(space.root / 0x1_0000_0000) & rootHi;
-  return high * 0x1_0000_0000 + ((space.root & rootLo) >>> 0);
-}
-
 /** Whether the upper half of a space's addresses is negative. */
 export function hasNegativeHalf(space: AddressSpace): boolean {
   return pagingStructure(space.mode).topBit > 31;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 import type { Vcpu } from "../bridge/index.ts";
-import type { AddressSpace } from "../memory/space.ts";
+import { type AddressSpace, rootTable } from "../memory/space.ts";
 import type { GpaHook, HookAction, PageAccess } from "./gpa-hooks.ts";
 import {
   ENTRY_NONE,
@@ -10,7 +10,6 @@ import {
   entryKind,
   entryPage,
   hasNegativeHalf,
-  rootTable,
 } from "./paging-entry.ts";
 
 /**
@@ -288,7 +287,7 @@ export class SpaceTree {
     space: AddressSpace,
   ) {
     this.formats = entryFormats(space);
-    this.rootGpa = rootTable(space);
+    this.rootGpa = rootTable(space.mode, space.root);
     this.negativeHalf = hasNegativeHalf(space);
   }
 
