@@ -2,7 +2,13 @@
 import { HVI_R, HVI_W, HVI_X } from "../bridge/index.ts";
 import type { PhysicalMemory } from "../memory/physical.ts";
 import type { AddressSpace } from "../memory/space.ts";
-import type { GpaHook, GpaHooks, HookAction, PageAccess } from "./gpa-hooks.ts";
+import {
+  ALLOW,
+  type GpaHook,
+  type GpaHooks,
+  type HookAction,
+  type PageAccess,
+} from "./gpa-hooks.ts";
 import type { MappingChange, PageTables, TranslationWatch } from "./page-tables.ts";
 
 /**
@@ -133,6 +139,8 @@ export class GvaHook {
       frame / PAGE_SIZE,
       this.right,
       (access) => {
+        // A frame left behind keeps its hook until memory shows the move.
+        if (this.removed) return ALLOW;
         this.calls++;
         return this.handler(access, this, base + (access.gpa % PAGE_SIZE));
       },

@@ -28,7 +28,7 @@ const RAM = 0x100000;
 /** Pages 1..20 are tables, the others frames. */
 const TABLES = 20;
 const WATCHES = 16;
-const ROUNDS = 2500;
+const ROUNDS = 700;
 
 /** Numbers below n, the same in every run (mulberry32). */
 function random(seed: number): (n: number) => number {
@@ -145,6 +145,15 @@ class Model {
     return t;
   }
 
+  /** Every page of every hook. */
+  *gvaPages(): Generator<{ hook: GvaHook; space: AddressSpace; gva: number }> {
+    for (const { hook, space: where, gva } of this.gvaHooks) {
+      for (let page = 0; page < hook.pageCount; page++) {
+        yield { hook, space: where, gva: gva + page * 0x1000 };
+      }
+    }
+  }
+
   /** Every watch, hook and right against memory. */
   compare(when: string): void {
     const { guest } = this;
@@ -167,10 +176,10 @@ class Model {
         mapping.nx === t.nx;
       if (!same) this.problems.push(`${when}: ${gva} is at ${mapping.gpa}, not ${t.gpa}`);
     }
-    for (const { hook, space: where, gva } of this.gvaHooks) {
+    for (const { hook, space: where, gva } of this.gvaPages()) {
       const t = path(where, gva);
-      if (hook.gpa !== t.gpa)
-        this.problems.push(`${when}: hook ${gva} at ${hook.gpa}, not ${t.gpa}`);
+      const gpa = hook.gpaOf(gva);
+      if (gpa !== t.gpa) this.problems.push(`${when}: hook ${gva} at ${gpa}, not ${t.gpa}`);
       if (t.gpa < 0 || t.gpa >= RAM) continue;
       (hook.right === HVI_W ? noWrite : noFetch).add(t.gpa / 0x1000);
     }
@@ -197,9 +206,9 @@ class Model {
         expect(guest.rights(Math.floor((t.entryGpa[i] as number) / 0x1000)) & HVI_W).toBe(0);
       }
     }
-    for (const { hook, space: where, gva } of this.gvaHooks) {
+    for (const { hook, space: where, gva } of this.gvaPages()) {
       const { gpa } = this.reference(where, gva);
-      if (happened) expect(hook.gpa).toBe(gpa);
+      if (happened) expect(hook.gpaOf(gva)).toBe(gpa);
       if (gpa >= 0 && gpa < RAM) expect(guest.rights(gpa / 0x1000) & hook.right).toBe(0);
     }
   }
@@ -213,7 +222,8 @@ class Model {
       if (watch !== undefined) this.watches.push({ watch, space: where, gva });
     } else {
       const right = next(2) === 0 ? HVI_W : HVI_X;
-      const hook = guest.gva.add(where, gva, right, () => ALLOW);
+      const end = 0x1000 * (next(3) === 0 ? 2 + next(600) : 1);
+      const hook = guest.gva.add(where, gva, right, () => ALLOW, { end });
       if (hook !== undefined) this.gvaHooks.push({ hook, space: where, gva });
     }
     guest.hooks.commit();
