@@ -229,6 +229,7 @@ export class Engine {
       vm: this.#vm,
       guest,
       hooks: this.core.hooks,
+      tables: this.core.tables,
       alerts: this.#alerts,
       attribution: new Attribution(guest),
       written: this.core.written,

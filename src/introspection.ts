@@ -13,11 +13,20 @@ import {
   type Vcpu,
   type Vm,
 } from "./bridge/index.ts";
+import { Cloaks } from "./ept/cloak.ts";
 import { ALLOW, GpaHooks } from "./ept/gpa-hooks.ts";
+import { GvaHooks } from "./ept/gva-hooks.ts";
 import { ExitInstructions } from "./ept/instructions.ts";
 import { Integrity } from "./ept/integrity.ts";
-import type { WrittenBytes } from "./ept/page-tables.ts";
-import { GuestMemory, type PhysicalMemory, SwappedMemory } from "./memory/index.ts";
+import { PageTables, type WrittenBytes } from "./ept/page-tables.ts";
+import {
+  type AddressSpace,
+  GuestMemory,
+  PAGE_SIZE,
+  type PhysicalMemory,
+  pageOf,
+  SwappedMemory,
+} from "./memory/index.ts";
 import { RegisterHooks } from "./registers/register-hooks.ts";
 import { Statistics } from "./statistics.ts";
 
@@ -29,6 +38,9 @@ export class Introspection {
   readonly memory: GuestMemory;
   readonly instructions: ExitInstructions;
   readonly hooks: GpaHooks;
+  readonly tables: PageTables;
+  readonly gva: GvaHooks;
+  readonly cloaks: Cloaks;
   readonly registers: RegisterHooks;
   readonly integrity: Integrity;
   readonly swapped: SwappedMemory;
@@ -44,9 +56,16 @@ export class Introspection {
     this.instructions = new ExitInstructions(vm, memory);
     this.written = (access, out) => this.instructions.bytes(access, out);
     this.hooks = new GpaHooks(vm, this.instructions);
+    this.tables = new PageTables(this.hooks, memory, this.written);
+    this.gva = new GvaHooks(this.hooks, this.tables, memory);
+    this.cloaks = new Cloaks(vm, memory, this.hooks, this.tables, this.written);
     this.registers = new RegisterHooks(vm);
     this.integrity = new Integrity(memory);
-    this.swapped = new SwappedMemory({ memory: this.memory, tscKhz: vm.info.tscKhz });
+    this.swapped = new SwappedMemory({
+      memory: this.memory,
+      tscKhz: vm.info.tscKhz,
+      notifier: { watch: (space, gva, onChange) => this.#watchPage(space, gva, onChange) },
+    });
     this.#second = vm.info.tscKhz * 1000;
     this.statistics = new Statistics(vm);
     for (const part of [this.hooks, this.instructions, this.registers, this.integrity]) {
@@ -93,8 +112,13 @@ export class Introspection {
 
   /** Guest TSC at which poll() is due; Infinity when nothing waits. */
   get deadline(): number {
-    if (this.#secondEnds === Number.POSITIVE_INFINITY && this.integrity.count > 0) return 0;
+    if (this.#secondEnds === Number.POSITIVE_INFINITY && this.#timed) return 0;
     return Math.min(this.#secondEnds, this.swapped.deadline);
+  }
+
+  /** Something is to be done every second. */
+  get #timed(): boolean {
+    return this.integrity.count > 0 || this.tables.relaxedCount > 0;
   }
 
   /** A poll after each exit would find work, not only one at `deadline`. */
@@ -105,15 +129,30 @@ export class Introspection {
   /** Work that waits for guest time, between two exits: the second's checks, swapped-out pages. */
   poll(vcpu: Vcpu): void {
     const now = vcpu.exitTsc;
-    if (this.integrity.count === 0) this.#secondEnds = Number.POSITIVE_INFINITY;
+    if (!this.#timed) this.#secondEnds = Number.POSITIVE_INFINITY;
     // A guest may set its TSC back: then the second begins anew.
     else if (!(this.#secondEnds - now <= this.#second)) this.#secondEnds = now + this.#second;
     else if (now >= this.#secondEnds) {
       this.#secondEnds = now + this.#second;
       this.integrity.check();
+      this.tables.poll();
     }
     if (this.swapped.wants || this.swapped.deadline <= now) this.swapped.poll(vcpu);
     this.hooks.commit();
+  }
+
+  /** For swapped-out memory: it looks again later where tables cannot be watched. */
+  #watchPage(space: AddressSpace, gva: number, onChange: () => void): { remove(): void } {
+    const page = pageOf(gva);
+    const watch = this.tables.watch(space, page, page + PAGE_SIZE, {
+      after: onChange,
+      owner: "swapped memory",
+    });
+    return {
+      remove: () => {
+        if (watch !== undefined) this.tables.unwatch(watch);
+      },
+    };
   }
 
   /**
@@ -127,7 +166,9 @@ export class Introspection {
   }
 
   /** Changes bytes that a device read from `gpa` on, within a page, to what the guest would read. */
-  overlay(_gpa: number, _bytes: Uint8Array): void {}
+  overlay(gpa: number, bytes: Uint8Array): void {
+    this.cloaks.overlay(gpa, bytes);
+  }
 
   /** Brings hooks that were removed out of effect. Call it when the guest is left alone. */
   stop(): void {

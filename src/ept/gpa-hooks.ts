@@ -9,7 +9,6 @@ import {
   HVI_ACCESS_WRITE,
   HVI_EMULATE_RANGES,
   HVI_EVENT_EXCEPTION,
-  HVI_EXIT_EPT,
   HVI_R,
   HVI_RWX,
   HVI_W,
@@ -158,9 +157,8 @@ export class GpaHooks {
   readonly #changed: Page[] = [];
   readonly #ifAllowed: Continuation[] = [];
   readonly #after: Continuation[] = [];
-  /** The vCPU whose instruction they wait for, and its RIP. */
-  #afterVcpu: Vcpu | undefined;
-  #afterRip = 0;
+  /** The reply asks for an exit when the instruction is over. */
+  #notify = false;
   #access: PageAccess | undefined;
   /** Parts of the page that reads of this exit are denied: first byte and end of each. */
   readonly #hidden = new Int32Array(2 * HVI_EMULATE_RANGES);
@@ -315,22 +313,24 @@ export class GpaHooks {
   }
 
   /**
-   * For handlers: `next` runs when the instruction is over, and at exits that it makes before that, so
-   * it must do no harm when it comes early; the instruction may also have faulted.
+   * For handlers: `next` runs when the instruction is over, and at any exit before that, so it must
+   * do no harm when it comes early; the instruction may also have faulted.
+   * @param exit whether the guest shall exit for it as soon as the instruction is over
    */
-  afterInstruction(next: Continuation): void {
+  afterInstruction(next: Continuation, exit = false): void {
     this.#after.push(next);
+    if (exit) this.#notify = true;
   }
 
   /** Runs what waits for an instruction to be over. Call it at every exit, before anything else. */
   settle(vcpu: Vcpu): void {
     const after = this.#after;
-    if (after.length === 0) return;
-    for (let i = 0; i < after.length; i++) (after[i] as Continuation).run(vcpu);
-    // Another page that the same instruction violates: it has not run yet.
-    const same = vcpu === this.#afterVcpu && vcpu.rip === this.#afterRip;
-    if (vcpu !== this.#afterVcpu || (same && vcpu.exitReason === HVI_EXIT_EPT)) return;
-    after.length = 0;
+    const count = after.length;
+    if (count === 0) return;
+    for (let i = 0; i < count; i++) (after[i] as Continuation).run(vcpu);
+    // What ran too early has asked to run again.
+    after.copyWithin(0, count);
+    after.length -= count;
   }
 
   /** Of Statistics: counters, hooks and their calls by owner, the pages called most. */
@@ -454,11 +454,8 @@ export class GpaHooks {
 
   #reply(vcpu: Vcpu, page: Page, access: number, action: HookAction): void {
     this.#conclude(vcpu, action);
-    const notify = this.#after.length > 0;
-    if (notify) {
-      this.#afterVcpu = vcpu;
-      this.#afterRip = vcpu.rip;
-    }
+    const notify = this.#notify;
+    this.#notify = false;
     const counters = this.counters;
     if (action === ALLOW) counters.allowed++;
     else if (action === DENY) counters.denied++;

@@ -8,6 +8,7 @@ import {
   EXIT_SIZE,
   HVI_ACCESS_GVA,
   HVI_EXIT_EPT,
+  VCPU_RIP,
   type Vcpu,
   type Vm,
 } from "../bridge/index.ts";
@@ -24,12 +25,13 @@ export const noInstructions: ExitAccesses = {
 export function violate(
   vm: Vm,
   backend: FakeBackend,
-  o: { gpa: number; access: number; size?: number; gva?: number },
+  o: { gpa: number; access: number; size?: number; gva?: number; rip?: number },
 ): Vcpu {
   backend.exits.push((page) => {
     const words = page(0);
     words[EXIT_REASON >>> 2] = HVI_EXIT_EPT;
     words[EXIT_GPA >>> 2] = o.gpa;
+    if (o.rip !== undefined) words[VCPU_RIP >>> 2] = o.rip;
     words[EXIT_SIZE >>> 2] = o.size ?? 0;
     const gva = o.gva ?? 0;
     words[EXIT_GVA >>> 2] = gva >>> 0;

@@ -338,3 +338,6 @@ function unpaged(out: Translation, lo: number): boolean {
   out.dirty = false;
   return true;
 }
+
+/** How the tables of a mode are built, for those that keep entries of their own (src/ept). */
+export { type Level as PagingLevel, type Mode as PagingStructure, modeOf as pagingStructure };

@@ -2,7 +2,7 @@
 import type { AlertQueue } from "../alerts/queue.ts";
 import type { Vcpu, Vm } from "../bridge/index.ts";
 import type { GpaHooks } from "../ept/gpa-hooks.ts";
-import type { WrittenBytes } from "../ept/page-tables.ts";
+import type { PageTables, WrittenBytes } from "../ept/page-tables.ts";
 import type { LinuxGuest } from "../guest/linux/kernel.ts";
 import type { Attribution } from "./attribution.ts";
 
@@ -11,6 +11,7 @@ export interface ProtectionContext {
   readonly vm: Vm;
   readonly guest: LinuxGuest;
   readonly hooks: GpaHooks;
+  readonly tables: PageTables;
   readonly alerts: AlertQueue;
   readonly attribution: Attribution;
   readonly written: WrittenBytes;

@@ -2,14 +2,10 @@
 import type { Access, VictimKind, Violation } from "../alerts/alert.ts";
 import { HVI_W, type Vcpu } from "../bridge/index.ts";
 import { ALLOW, DENY, type GpaHook, type HookAction, type PageAccess } from "../ept/gpa-hooks.ts";
-import {
-  entryAddress,
-  PTE_LARGE,
-  PTE_PRESENT,
-  type TranslationChange,
-  TranslationWatch,
-} from "../ept/page-tables.ts";
+import type { TranslationChange, TranslationWatch } from "../ept/page-tables.ts";
+import { entryAddress } from "../ept/paging-entry.ts";
 import { asGva, formatGpa, formatGva } from "../memory/address.ts";
+import { PTE_P, PTE_PS } from "../memory/translate.ts";
 import type { ActiveProtection, ProtectionContext } from "./protection.ts";
 
 /** Linear range whose pages are write-protected; page aligned. */
@@ -66,25 +62,23 @@ export class WriteProtection implements ActiveProtection {
 
   deactivate(): void {
     for (const hook of this.#hooks) this.#context.hooks.remove(hook);
-    for (const watch of this.#watches) watch.remove();
+    for (const watch of this.#watches) this.#context.tables.unwatch(watch);
     this.#hooks.length = 0;
     this.#watches.length = 0;
   }
 
   #protect(region: Region): void {
-    const { guest, hooks } = this.#context;
+    const { guest, hooks, tables } = this.#context;
     // The tables first: from then on no translation can change unseen.
-    this.#watches.push(
-      new TranslationWatch(
-        hooks,
-        guest.memory,
-        this.#context.written,
-        guest.root,
-        region.start,
-        region.end,
-        (change) => this.#onTranslation(change, region),
-      ),
-    );
+    const watch = tables.watch(guest.vm, region.start, region.end, {
+      before: (change) => this.#onTranslation(change, region),
+      owner: this.#options.name,
+    });
+    if (watch === undefined) {
+      throw new Error(`${formatGva(asGva(region.start))} is no range of whole pages`);
+    }
+    this.#watches.push(watch);
+    if (!watch.complete) throw new Error("the guest's page tables are too many to be watched");
     const onWrite = (access: PageAccess): HookAction => this.#onWrite(access, region);
     for (let gva = region.start; gva < region.end; gva += PAGE) {
       const gpa = guest.vm.gpaOf(asGva(gva));
@@ -170,10 +164,10 @@ export class WriteProtection implements ActiveProtection {
     const bytes = 2 ** (12 + 9 * (level - 1));
     const first = this.#firstProtected(gva, gva + bytes);
     if (first === undefined) return true;
-    if ((lo & PTE_PRESENT) === 0) return false;
+    if ((lo & PTE_P) === 0) return false;
     const frame = entryAddress(lo, hi);
     if (level === 1) return frame / PAGE === this.#frames.get(gva);
-    if (level < 4 && (lo & PTE_LARGE) !== 0) {
+    if (level < 4 && (lo & PTE_PS) !== 0) {
       // Bit 12 of a large entry is PAT, not address.
       const base = frame - (frame % bytes);
       for (let page = first; page < gva + bytes; page += PAGE) {
