@@ -199,13 +199,14 @@ static void show(struct vcpu *v, struct override *ov)
 /* Writes to a copy that are meant: outside the supplied bytes, and no others than the instruction's. */
 static void write_back(struct vcpu *v, struct override *ov)
 {
-	u8 *now = page_address(ov->copy);
-	const u8 *before = page_address(ov->before);
+	const u8 *before;
+	u8 *now, *to;
 	u32 i, k;
-	u8 *to;
 
 	if (!ov->shown || !ov->tracked || !comes_back(v, ov))
 		return;
+	now = page_address(ov->copy);
+	before = page_address(ov->before);
 	to = __va(ov->frame);
 	supply(v, ov->gfn, now);
 	for (i = 0; i < PAGE_SIZE; i += sizeof(u64)) {
@@ -223,12 +224,15 @@ static void write_back(struct vcpu *v, struct override *ov)
  */
 static void keep_walk(struct vcpu *v, struct override *ov)
 {
-	u32 size = guest_cr4() & X86_CR4_PAE ? 8 : 4, i;
-	u8 *now = page_address(ov->copy), *to;
-	const u8 *before = page_address(ov->before);
+	const u8 *before;
+	u8 *now, *to;
+	u32 size, i;
 
 	if (!ov->shown || !ov->walk || !ov->tracked || !ov->frame)
 		return;
+	size = guest_cr4() & X86_CR4_PAE ? 8 : 4;
+	now = page_address(ov->copy);
+	before = page_address(ov->before);
 	to = __va(ov->frame);
 	for (i = 0; i < PAGE_SIZE; i += size) {
 		u8 set = now[i] & ~before[i] & ENTRY_AD;

@@ -472,6 +472,13 @@ static void *flip(void *arg)
 		v->reply.action = HVI_REPLY_EMULATE;
 		v->reply.range[0] = (struct hvi_emulate_range){ .gpa = 0x8ff8, .len = 8, .offset = 0 };
 		v->reply.range[0].offset = 0xfffffff0;
+		v->reply.flags = HVI_REPLY_SPARE | HVI_REPLY_WRITE;
+		v->reply.range[0].offset = 0;
+		v->reply.range[HVI_EMULATE_RANGES - 1] = (struct hvi_emulate_range){ .gpa = 0x8000, .len = 4096 };
+		v->reply.range[HVI_EMULATE_RANGES - 1].offset = ~0u;
+		v->reply.range[HVI_EMULATE_RANGES - 1].len = ~0u;
+		v->reply.flags = ~0u;
+		v->reply.flags = 0;
 		v->reply.action = HVI_REPLY_RESUME;
 		v->exit.reason = HVI_EXIT_XSETBV;
 		v->exit.value = ~0ull;
@@ -488,9 +495,11 @@ static void *flip(void *arg)
 static void flipped(void)
 {
 	struct vm m = MAKE(1, stop);
+	struct hvi_spare spare = { .count = 1 };
 	pthread_t thread;
 	unsigned ran = 0;
 
+	WANT(hvi_call(m.fd, HVI_ADD_SPARE, &spare) == 0);
 	flipping = 1;
 	WANT(pthread_create(&thread, NULL, flip, &m) == 0);
 	for (int i = 0; i < 5000; i++) {

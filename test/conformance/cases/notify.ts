@@ -104,6 +104,29 @@ const actions: Case[] = [
       ept("x", t.p(7, 1), { rip: t.d(7, 1) }).retryWith(RWX),
     ],
   },
+  // INT n, INT3 and INT1 are no faults: they are delivered under the reply to their fetch.
+  ...(
+    [
+      ["int", "cd30", 0x30],
+      ["int3", "cc", 3],
+      ["int1", "f1", 1],
+    ] as const
+  ).map(
+    ([name, bytes, vector]): Case => ({
+      name: `notify.fetch.${name}`,
+      regs: (t) => ({ rip: t.d(7), rsp: t.d(7, 0x800) }),
+      setup: (t) => {
+        t.poke(t.p(7), `${bytes} e6ee`);
+        t.rights(t.p(7), 0);
+      },
+      script: (t) => [
+        // The frame goes to the same page: for this one instruction it is open.
+        ept("x", t.p(7), { rip: t.d(7) }).resume(true),
+        over(handler(vector)),
+        trap(vector, { rip: t.d(7, bytes.length / 2) }).do((_, b) => b.rights(b.p(7), RWX)),
+      ],
+    }),
+  ),
   // A REP: one iteration each.
   {
     name: "notify.rep",

@@ -794,7 +794,7 @@ const areas: Case[] = [
       setup: (t: Bench) => {
         setYmm0(t, pattern(16));
         t.poke(t.p(0, 0x200 + 144), "ee".repeat(48));
-        t.rights(t.p(0), 0);
+        t.rights(t.p(0), R);
       },
       script: (t: Bench) => [
         ept("w|rw|r", t.p(0, 0x200), { page: true }).emulate(
@@ -818,7 +818,7 @@ const areas: Case[] = [
         setYmm0(t, pattern(16));
         t.vm.addSpare(1);
         t.poke(t.p(0, 0x200), "ee".repeat(832));
-        t.rights(t.p(0), 0);
+        t.rights(t.p(0), R);
       },
       script: (t: Bench) => [fromSpare(ept("w|rw|r", t.p(0, 0x200), { page: true }), t.p(0))],
       memory: (t: Bench): [number, string][] => [[t.p(0, 0x200), "ee".repeat(832)]],
