@@ -2,7 +2,7 @@
 /** EMULATE where the access is not a plain load or store: read-modify-write, strings, stack, events, walks, areas. */
 
 import { type Bench, fromHex, le, pattern, toHex } from "../bench.ts";
-import { type Case, ept, type Step, trap } from "../case.ts";
+import { type Case, ept, over, type Step, trap } from "../case.ts";
 import { GDT, IDT, SEL, STACK, STACK_RSP0, TSS, WALK } from "../layout.ts";
 import { RMW, type Rmw } from "./access.ts";
 import { R, RW, RWX, setYmm0, VALUE, ymm0 } from "./words.ts";
@@ -873,6 +873,98 @@ const code: Case[] = [
   },
 ];
 
+/* ---- other modes ------------------------------------------------------------------------------------------- */
+
+const modes: Case[] = (["prot", "p32", "pae"] as const).flatMap((mode): Case[] => [
+  {
+    name: `emulate.${mode}.store`,
+    mode,
+    entry: "st4",
+    regs: (t) => ({ rdi: t.d(0, 0xffe), rax: 0x44332211 }),
+    setup: (t) => {
+      t.rights(t.p(0), R);
+      t.rights(t.p(1), R);
+    },
+    script: (t) => [
+      ept("w", t.p(0, 0xffe), { size: 2 }).emulate([[t.p(0, 0xfff), "ff"]], {
+        write: true,
+        notify: true,
+      }),
+      ept("w", t.p(1), { size: 2 }).emulate([[t.p(1), "ff"]], { write: true }),
+      over(t.symbol("st4") + 2),
+    ],
+    memory: (t) => [[t.p(0, 0xffe), "11000044"]],
+  },
+  {
+    name: `emulate.${mode}.load.spare`,
+    mode,
+    entry: "ld4",
+    regs: (t) => ({ rsi: t.d(0, 0xffe) }),
+    setup: (t) => {
+      t.vm.addSpare(2);
+      t.vm.spare(0).set(fromHex("a1a2"), 0xffe);
+      t.vm.spare(1).set(fromHex("a3a4"));
+      t.rights(t.p(0), 0);
+      t.rights(t.p(1), 0);
+    },
+    script: (t) => [
+      ept("r", t.p(0, 0xffe), { size: 2 }).emulateSpare([[t.p(0), 4096, 0]]),
+      ept("r", t.p(1), { size: 2 }).emulateSpare([[t.p(1), 4096, 1]]),
+    ],
+    end: { rax: 0xa4a3a2a1 },
+  },
+  {
+    name: `emulate.${mode}.pusha`,
+    mode,
+    entry: "pusha",
+    regs: { rax: 0x11, rcx: 0x22, rdx: 0x33, rbx: 0x44, rbp: 0x55, rsi: 0x66, rdi: 0x77 },
+    setup: (t) => t.rights(STACK_PAGE, R),
+    script: [ept("w", SP - 4, { page: true }).emulate([[SP - 12, "ffffffff"]], { write: true })],
+    memory: [[SP - 32, [0x77, 0x66, 0x55, SP, 0x44, 0, 0x22, 0x11].map((x) => le(x, 4)).join("")]],
+    end: { rsp: SP - 32 },
+  },
+  {
+    name: `emulate.${mode}.event`,
+    mode,
+    entry: "int_30",
+    setup: (t) => {
+      const h = t.symbol("handlers") + 16 * 0x31;
+      spareOf(t, IDT, [
+        8 * 0x30,
+        le((h & 0xffff) | (SEL.code64 << 16), 4) + le((h & 0xffff0000) | 0xee00, 4),
+      ]);
+      t.rights(IDT, 0);
+      t.rights(STACK_PAGE, R);
+    },
+    script: (t) => [
+      fromSpare(ept("re", IDT + 8 * 0x30, { page: true }), IDT),
+      ept("we", SP - 4, { page: true }).emulate([], { write: true }),
+      trap(0x31, { rip: t.symbol("int_30") + 2 }),
+    ],
+    end: { rsp: SP },
+  },
+]);
+
+/* The vector table and the frame of real mode. */
+const real: Case = {
+  name: "emulate.real.event",
+  mode: "real",
+  entry: "int_30",
+  setup: (t) => {
+    t.rights(0, 0);
+    t.rights(0x6000, R);
+  },
+  script: (t) => [
+    ept("re", 4 * 0x30, { page: true }).emulate([
+      [4 * 0x30, le(t.symbol("handlers") + 16 * 0x31, 4)],
+    ]),
+    ept("we", 0x6ffe, { page: true }).emulate([], { write: true, notify: true }),
+    over(t.symbol("handlers") + 16 * 0x31),
+    trap(0x31, { rip: t.symbol("int_30") + 2 }),
+  ],
+  end: { rsp: 0x7000 },
+};
+
 /* ---- many pages -------------------------------------------------------------------------------------------- */
 
 /** 8 DWORDs, each over the boundary of two pages: 16 pages, answered each in its own way. */
@@ -921,5 +1013,7 @@ export const supplied: Case[] = [
   ...walks,
   ...areas,
   ...code,
+  ...modes,
+  real,
   many,
 ];
