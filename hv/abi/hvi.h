@@ -475,7 +475,9 @@ struct hvi_exit {
  * VMCALL, EXCEPTION, IO, CPUID, HLT; STEP at every exit. When the instruction
  * exits again on its way (another page, its MSR), the flag in any one of the
  * replies is enough, and the STEP comes once. Of such a later exit
- *   - SKIP ends the instruction: the STEP comes, nothing of it is written;
+ *   - SKIP ends the instruction: the STEP comes, and what it would have written
+ *     is not (parts of a save area or a frame, on a page answered with RESUME,
+ *     a CPU may have stored before the exit);
  *   - RETRY runs it again with the replies given so far: the STEP comes after it;
  *   - INJECT, a RIP that the engine has changed, HVI_RESET and HVI_EXIT_SHUTDOWN
  *     give the instruction up, with its replies and its STEP.

@@ -9,6 +9,8 @@
 
 #include "hvi.h"
 
+_Static_assert(sizeof(struct hvi_vcpu) <= HVI_VCPU_SIZE, "a vCPU has one page");
+
 /* Model-specific registers that Linux and Windows use (SDM vol. 4). */
 enum {
 	M_TSC = 0x10, M_PLATFORM_ID = 0x17, M_APIC_BASE = 0x1b, M_FEATURE_CONTROL = 0x3a, M_TSC_ADJUST = 0x3b,

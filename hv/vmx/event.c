@@ -189,6 +189,7 @@ int event_pending(struct vcpu *v)
 	if (v->shut_down) {
 		v->shut_down = false;
 		v->mp_state = HVI_MP_SHUTDOWN;
+		step_drop(v);
 		return exit_engine(v, HVI_EXIT_SHUTDOWN);
 	}
 	if (unlikely(v->evt.valid))

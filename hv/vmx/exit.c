@@ -75,7 +75,7 @@ void skip(struct vcpu *v, u32 len)
 		vmcs_write(F_PENDING_DEBUG, vmcs_read(F_PENDING_DEBUG) | 0x4000);
 	v->evt.valid = false;
 	if (v->one || v->step_back != ~0u)
-		step_finish(v);
+		step_finish(v, false);
 }
 
 static int unsupported(struct vcpu *v, u32 detail)
@@ -97,7 +97,7 @@ static int exit_ept(struct vcpu *v, u64 q)
 	u64 gpa = vmcs_read(F_GPA), gfn = gpa >> PAGE_SHIFT, gva = 0;
 	bool walk = !(q & Q_FINAL), ram = ram_index(v->vm, gfn) != NO_PAGE;
 	u32 access = q & HVI_RWX, rights = view_rights(v->vm, v->view, gfn);
-	u32 allowed = step_overrides(v, gfn) ? HVI_RWX : rights;
+	u32 allowed = step_rights(v, gfn, rights);
 	struct hvi_exit *x;
 
 	if ((q & INTR_NMI_UNBLOCK) && !v->evt.valid)
@@ -120,7 +120,8 @@ static int exit_ept(struct vcpu *v, u64 q)
 		return EXIT_FILL;	/* the CPU decides with the entry before it */
 	}
 	if (ram && (q & Q_GLA) && walk && (access & HVI_W) && (rights & HVI_R) && guest_set_ad(v, gpa)) {
-		v->page->counters.ad_writes++;
+		if (!step_walked(v, gfn))
+			v->page->counters.ad_writes++;
 		return 0;
 	}
 	x = exit_record(v, HVI_EXIT_EPT);
@@ -176,6 +177,8 @@ static int exit_exception(struct vcpu *v)
 	}
 	if ((info & INTR_NMI_UNBLOCK) && vector != VEC_DF && !v->evt.valid)
 		vmcs_write(F_INTERRUPTIBILITY, vmcs_read32(F_INTERRUPTIBILITY) | HVI_BLOCK_NMI);
+	if (v->nov && e.type == HVI_EVENT_EXCEPTION)
+		step_faulted(v);
 	if (v->evt.valid)
 		event_merge(v, &e);
 	else
@@ -292,7 +295,7 @@ static int step_done(struct vcpu *v)
 {
 	v->pass_dtr = false;
 	if (v->one)
-		step_finish(v);
+		step_finish(v, true);
 	return 0;
 }
 
@@ -325,6 +328,7 @@ int handle_exit(struct vcpu *v, u32 reason)
 	case X_TRIPLE:
 		v->mp_state = HVI_MP_SHUTDOWN;
 		v->evt.valid = false;
+		step_drop(v);
 		return exit_engine(v, HVI_EXIT_SHUTDOWN);
 	case X_TASK: return unsupported(v, 0x5441534b);		/* "TASK": hardware task switches */
 	case X_EPT_MISCONFIG: return unsupported(v, X_EPT_MISCONFIG);

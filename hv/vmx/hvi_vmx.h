@@ -41,7 +41,6 @@
 #define MAX_RAM		(64ull << 30)
 #define MSR_RANGE	8192
 #define PORTS		65536
-#define MAX_OVERRIDES	16
 #define SLICE_TICKS	200000		/* guest TSC a vCPU runs while others wait */
 #define VEC_DB		1
 #define VEC_NMI		2
@@ -191,11 +190,18 @@ struct vm {
 enum override_kind { OV_ALLOW, OV_EMULATE, OV_SCRATCH };
 struct override {
 	u64 gfn;
+	u64 frame;			/* host frame of the page; 0: device space */
 	u8 kind;
 	u8 rights;			/* in the private EPT */
+	bool answered;			/* it was violated; else only some range lies on it */
 	bool walk;			/* a page table, read by the CPU's walk */
-	struct hvi_emulate_range range[HVI_EMULATE_RANGES];
+	bool write, spare;		/* flags of EMULATE */
+	bool shown;			/* the copy stands for the page */
+	bool tracked;			/* and `before` tells what was written to it */
+	u8 nranges;
 	struct page *copy;		/* what the instruction sees and writes instead of the page */
+	struct page *before;		/* the copy before the instruction */
+	struct hvi_emulate_range range[HVI_EMULATE_RANGES];
 	u8 bytes[HVI_EMULATE_BYTES];
 };
 
@@ -258,12 +264,12 @@ struct vcpu {
 	bool one, step_notify;
 	u32 step_back;
 	u64 one_rip;
-	u32 nov;
-	struct override *ov;		/* MAX_OVERRIDES */
+	u32 nov, oldest;		/* of ov[]: in use; to be reused next when all are */
+	struct override *ov;		/* HVI_MAX_OVERRIDES */
 	u64 *priv_root;
 	u32 priv_view;			/* whose tables the private ones are made of */
 	u64 priv_gen;
-	u64 *pool[64];			/* tables of the private EPT */
+	u64 *pool[3 * HVI_MAX_OVERRIDES];	/* tables of the private EPT */
 	u32 pool_used, pool_size;
 	u32 applied;			/* overrides that stand in the tables */
 	bool priv_flush;
@@ -346,12 +352,16 @@ int step_init(struct vcpu *v);
 void step_free(struct vcpu *v);
 int step_prepare(struct vcpu *v, u64 gfn, const struct hvi_reply *r);	/* may sleep: pages that the reply will need */
 void step_override(struct vcpu *v, u64 gfn, enum override_kind kind, bool walk, const struct hvi_reply *r);
+void step_show(struct vcpu *v);					/* make the copies anew: before the instruction runs again */
 int step_enter(struct vcpu *v, u64 *eptp);			/* -EAGAIN: step_more, then again */
 int step_more(struct vcpu *v);					/* may sleep */
-void step_drop(struct vcpu *v);					/* forget the overrides and the step */
-void step_finish(struct vcpu *v);				/* the instruction is over */
-bool step_overrides(const struct vcpu *v, u64 gfn);
+void step_drop(struct vcpu *v);					/* forget the overrides, the step and its notice */
+void step_finish(struct vcpu *v, bool done);			/* the instruction is over; done: its writes count */
+void step_faulted(struct vcpu *v);				/* forget the overrides: what is to come is a delivery */
+void step_reset(struct vcpu *v);
+u32 step_rights(const struct vcpu *v, u64 gfn, u32 rights);	/* that hold now for a page with these in the view */
 u8 *step_copy(const struct vcpu *v, u64 gfn);			/* what stands for the page, NULL: itself */
+bool step_walked(struct vcpu *v, u64 gfn);			/* a walk's bit was set in the page's copy; false: it has none */
 
 /* vcpu.c */
 struct vcpu *vcpu_new(struct vm *vm, u32 index);

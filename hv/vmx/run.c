@@ -113,14 +113,19 @@ static int take_reply(struct vcpu *v, const struct answer *a)
 {
 	const struct hvi_reply *r = &a->reply;
 	const struct hvi_exit *x = &a->exit;
+	int out = 0;
 
 	v->page->reply.action = HVI_REPLY_RESUME;
+	v->page->reply.flags = 0;
 	v->in_exit = false;
-	if (v->one && v->one_rip != vmcs_read(F_GUEST_RIP))
-		step_drop(v);		/* the engine moved the guest elsewhere */
+	if (r->flags & HVI_REPLY_NOTIFY) {
+		v->step_notify = true;
+		one_instruction(v);
+	}
 	switch (r->action) {
 	case HVI_REPLY_RESUME:
-		return resume(v, x, r);
+		out = resume(v, x, r);
+		break;
 	case HVI_REPLY_SKIP:
 		skip_reply(v, x);
 		break;
@@ -138,7 +143,6 @@ static int take_reply(struct vcpu *v, const struct answer *a)
 		if (v->step_back == ~0u)
 			v->step_back = v->view;
 		v->view = r->step_view;
-		v->step_notify = r->flags & HVI_REPLY_NOTIFY;
 		one_instruction(v);
 		break;
 	case HVI_REPLY_INJECT:
@@ -146,7 +150,9 @@ static int take_reply(struct vcpu *v, const struct answer *a)
 		step_drop(v);
 		break;
 	}
-	return 0;
+	if (v->nov)
+		step_show(v);
+	return out;
 }
 
 /* ---- what the engine changed -------------------------------------------------------------------- */
@@ -191,6 +197,8 @@ static int apply(struct vcpu *v, const struct answer *a)
 		r = load_page(v, groups & HVI_STATE_ALL);
 		if (r)
 			return r;
+		if (v->one && v->one_rip != vmcs_read(F_GUEST_RIP))
+			step_drop(v);		/* the engine moved the guest elsewhere */
 	}
 	return v->vm->last == v && v->in_exit ? take_reply(v, a) : 0;
 }
@@ -256,8 +264,8 @@ static void put_controls(struct vcpu *v)
 	exceptions |= v->vm->exception_exit;
 	if (v->one || v->pass_dtr || (v->flying.valid && v->flying.notify))
 		primary |= PRI_MTF;
-	if (v->flying.valid && v->flying.injected)
-		exceptions = ~0u;
+	if ((v->flying.valid && v->flying.injected) || v->nov)
+		exceptions = ~0u;	/* what a fault ends must not hold for its delivery */
 	if (READ_ONCE(v->page->want_irq_window))
 		primary |= PRI_INT_WINDOW;
 	if ((flags & HVI_EVENT_VALID) && READ_ONCE(v->page->event.type) == HVI_EVENT_NMI)
@@ -570,9 +578,12 @@ static int switch_to(struct vcpu **on, struct vcpu *v)
 		return 0;
 	put(on);
 	err = vcpu_load(v);
-	if (!err)
-		*on = v;
-	return err;
+	if (err)
+		return err;
+	*on = v;
+	if (unlikely(v->nov))
+		step_show(v);	/* others may have written to the pages */
+	return 0;
 }
 
 static int execute(struct vm *vm, struct vcpu **on, struct vcpu **who)

@@ -131,10 +131,8 @@ void state_reset(struct vcpu *v)
 	memset(v->mtrr_base, 0, sizeof(v->mtrr_base));
 	memset(v->mtrr_mask, 0, sizeof(v->mtrr_mask));
 	v->evt.valid = v->flying.valid = false;
-	v->nov = 0;
-	v->one = v->step_notify = v->pass_dtr = false;
-	v->step_back = ~0u;
-	v->pass_exception = v->notify_injected = v->notify_step = v->shut_down = false;
+	step_reset(v);
+	v->pass_exception = v->notify_injected = v->shut_down = false;
 	v->in_exit = false;
 	v->view = 0;
 	v->mp_state = p->mp_state;

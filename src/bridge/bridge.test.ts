@@ -288,6 +288,7 @@ describe("replies", () => {
       expect(v.emulateSpare(0x5_0000_0010, 0xff0, 2)).toBe(true);
       expect(v.emulateSpare(0x6000, 4096, 0)).toBe(true);
       expect(v.emulateBytes(0x7000, Uint8Array.of(1))).toBe(false);
+      expect(v.emulateSpare(0x7ffc, 5, 0)).toBe(false);
       v.endEmulate(true, false);
     });
     expect(reply.flags).toBe(abi.HVI_REPLY_SPARE | abi.HVI_REPLY_WRITE);
@@ -306,6 +307,7 @@ describe("replies", () => {
       v.endEmulate(false, true);
       v.beginEmulate();
       expect(v.emulateBytes(0x2000, Uint8Array.of(1, 2, 3, 4), 1, 2)).toBe(true);
+      expect(v.emulateBytes(0x3fff, Uint8Array.of(1, 2))).toBe(false);
       expect(v.emulateBytes(0x3000, new Uint8Array(254).fill(7))).toBe(true);
       expect(v.emulateBytes(0x4000, Uint8Array.of(1))).toBe(false);
       expect(v.emulateSpare(0x4000, 1, 0)).toBe(false);
@@ -327,9 +329,8 @@ describe("replies", () => {
       v.endEmulate(false, false);
     });
     refused((v) => {
-      v.beginEmulate();
-      v.emulateSpare(0x1ffc, 8, 0);
-      v.endEmulate(false, false);
+      v.emulate(0x1ff8, new Uint8Array(8));
+      v.u32[abi.REPLY_RANGE >>> 2] = 0x1ffc;
     });
     refused((v) => {
       v.skip();

@@ -542,9 +542,9 @@ export class Vcpu {
     this.emulateFlags = 0;
   }
   /**
-   * Reads of [gpa, gpa + length) see bytes[at ...]; the range stays in one page.
-   * False when ranges (16) or bytes (256 of all ranges) are used up, or when
-   * this reply takes its bytes from spare pages; nothing is added then.
+   * Reads of [gpa, gpa + length) see bytes[at ...]. False when that crosses a
+   * page, when ranges (16) or bytes (256 of all ranges) are used up, or when this
+   * reply takes its bytes from spare pages; nothing is added then.
    */
   emulateBytes(gpa: number, bytes: Uint8Array, at = 0, length = bytes.length - at): boolean {
     const used = this.emulateUsed;
@@ -556,8 +556,8 @@ export class Vcpu {
   }
   /**
    * Reads of [gpa, gpa + length) see the bytes at the same place in a spare
-   * page; the range stays in one page. False when ranges (16) are used up, or
-   * when this reply supplies bytes itself; nothing is added then.
+   * page. False when that crosses a page, when ranges (16) are used up, or when
+   * this reply supplies bytes itself; nothing is added then.
    */
   emulateSpare(gpa: number, length: number, spare: number): boolean {
     if (this.emulateUsed !== 0 || !this.putEmulateRange(gpa, length, spare)) return false;
@@ -580,6 +580,7 @@ export class Vcpu {
   }
   private putEmulateRange(gpa: number, length: number, offset: number): boolean {
     if (this.emulateRanges === abi.HVI_EMULATE_RANGES) return false;
+    if ((gpa % abi.HVI_PAGE_SIZE) + length > abi.HVI_PAGE_SIZE) return false;
     const w = W_RANGE + RANGE_WORDS * this.emulateRanges++;
     if (this.emulateLeft < this.emulateRanges) this.emulateLeft = this.emulateRanges;
     this.u32[w] = gpa >>> 0;

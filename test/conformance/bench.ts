@@ -21,6 +21,7 @@ export class Bench {
   readonly cpus: Cpu[] = [];
   readonly image: string;
   readonly avx: boolean;
+  readonly avx2: boolean;
   private readonly guest: Image;
   private readonly view: DataView;
   private readonly ram: Uint8Array;
@@ -48,6 +49,7 @@ export class Bench {
     const cpuid = this.vm.supportedCpuid();
     this.vm.setCpuid(cpuid);
     this.avx = cpuid.some((e) => e.leaf === 1 && (e.ecx & (1 << 28)) !== 0);
+    this.avx2 = this.avx && cpuid.some((e) => e.leaf === 7 && (e.ebx & (1 << 5)) !== 0);
     for (const v of this.vm.vcpus) {
       const cpu = new Cpu(v);
       cpu.init(mode, this.avx);

@@ -169,7 +169,7 @@ export interface Case {
   /** Leave registers out of the DONE line (undefined flags, addresses that a backend chooses). */
   brief?: boolean;
   /** What the backend must have; else the case says so in the transcript. */
-  needs?: "avx" | keyof typeof NEEDED_CAPS;
+  needs?: "avx" | "avx2" | keyof typeof NEEDED_CAPS;
   /** Guest time of a run in TSC ticks, or of each run in turn; 0: no deadline. */
   budget?: number | (number | undefined)[];
 }

@@ -253,6 +253,11 @@ function adWrites(t: Bench, bochs: boolean, failures: string[]): string {
   return `ad_writes not counted${bochs ? ": Bochs" : ""}`;
 }
 
+function has(t: Bench, needed: NonNullable<Case["needs"]>): boolean {
+  if (needed === "avx") return t.avx;
+  return needed === "avx2" ? t.avx2 : t.vm.has(NEEDED_CAPS[needed]);
+}
+
 /** Runs one case on a fresh machine; `bochs`: its CPU is Bochs's. */
 export function runCase(c: Case, backend: BackendName, images: ImageSource, bochs = false): Result {
   const vcpus = c.vcpus ?? 1;
@@ -266,7 +271,7 @@ export function runCase(c: Case, backend: BackendName, images: ImageSource, boch
   let t: Bench | undefined;
   try {
     t = new Bench(backend, images, c.mode ?? "long", vcpus, c.high);
-    if (c.needs && !(c.needs === "avx" ? t.avx : t.vm.has(NEEDED_CAPS[c.needs]))) {
+    if (c.needs && !has(t, c.needs)) {
       lines[0]!.push(`not supported: ${c.needs}`);
       return result(true);
     }

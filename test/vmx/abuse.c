@@ -16,6 +16,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stddef.h>
+#include <stdint.h>
 #include <string.h>
 #include <sys/io.h>
 #include <sys/prctl.h>
@@ -472,6 +473,13 @@ static void *flip(void *arg)
 		v->reply.action = HVI_REPLY_EMULATE;
 		v->reply.range[0] = (struct hvi_emulate_range){ .gpa = 0x8ff8, .len = 8, .offset = 0 };
 		v->reply.range[0].offset = 0xfffffff0;
+		v->reply.flags = HVI_REPLY_SPARE | HVI_REPLY_WRITE;
+		v->reply.range[0].offset = 0;
+		v->reply.range[HVI_EMULATE_RANGES - 1] = (struct hvi_emulate_range){ .gpa = 0x8000, .len = 4096 };
+		v->reply.range[HVI_EMULATE_RANGES - 1].offset = ~0u;
+		v->reply.range[HVI_EMULATE_RANGES - 1].len = ~0u;
+		v->reply.flags = ~0u;
+		v->reply.flags = 0;
 		v->reply.action = HVI_REPLY_RESUME;
 		v->exit.reason = HVI_EXIT_XSETBV;
 		v->exit.value = ~0ull;
@@ -488,9 +496,11 @@ static void *flip(void *arg)
 static void flipped(void)
 {
 	struct vm m = MAKE(1, stop);
+	struct hvi_spare spare = { .count = 1 };
 	pthread_t thread;
 	unsigned ran = 0;
 
+	WANT(hvi_call(m.fd, HVI_ADD_SPARE, &spare) == 0);
 	flipping = 1;
 	WANT(pthread_create(&thread, NULL, flip, &m) == 0);
 	for (int i = 0; i < 5000; i++) {
@@ -716,6 +726,53 @@ static void many_vms(void)
 		unmake(&m[i]);
 }
 
+/* Stores to a page of each of more regions than the tables of single instructions are kept for. */
+static void many_regions(void)
+{
+	enum { REGIONS = 300, SHIFT = 21 };
+	/* 1: movl %eax, (%edi); addl $0x200000, %edi; jmp 1b */
+	static const unsigned char code[] = { 0x89, 0x07, 0x81, 0xc7, 0x00, 0x00, 0x20, 0x00, 0xeb, 0xf6 };
+	struct hvi_create create = { .vcpus = 1 };
+	struct hvi_memory memory = { .size = (REGIONS + 1ull) << SHIFT, .fd = -1 };
+	static struct hvi_ept_range range[REGIONS];
+	struct hvi_ept ept = { .count = REGIONS, .ranges = (__u64)(uintptr_t)range };
+	long fd = hvi_open();
+	unsigned char *ram;
+	struct hvi_vcpu *v;
+
+	WANT(hvi_call(fd, HVI_CREATE, &create) == 0);
+	WANT(hvi_call(fd, HVI_ADD_MEMORY, &memory) == 0);
+	v = hvi_map(fd, HVI_MMAP_VCPU, HVI_VCPU_SIZE);
+	ram = hvi_map(fd, HVI_MMAP_RAM, memory.size);
+	WANT(v && ram);
+	if (!v || !ram)
+		return;
+	for (unsigned i = 0; i < REGIONS; i++)
+		range[i] = (struct hvi_ept_range){ .gfn = (i + 1ull) << (SHIFT - 12), .count = 1, .rights = HVI_R };
+	WANT(hvi_call(fd, HVI_EPT_SET, &ept) == 0);
+	memcpy(ram + CODE, code, sizeof(code));
+	real_mode(v, CODE);
+	for (int i = 0; i < HVI_SEGS; i++)
+		v->seg[i] = (struct hvi_segment){ .limit = ~0u, .access = i == HVI_CS ? 0xc09b : 0xc093 };
+	v->cr0 |= 1;
+	v->gpr[HVI_RAX] = 0x12345678;
+	v->gpr[HVI_RDI] = 1u << SHIFT;
+	v->dirty = HVI_STATE_ALL;
+	for (unsigned i = 1; i <= REGIONS && !wrong; i++) {
+		WANT(run(fd) == HVI_EXIT_EPT);
+		WANT(v->exit.gpa == (__u64)i << SHIFT);
+		v->reply.action = i % 3 ? HVI_REPLY_RESUME : HVI_REPLY_EMULATE;
+		v->reply.flags = i % 3 ? 0 : HVI_REPLY_WRITE;
+	}
+	WANT(run(fd) == HVI_EXIT_EPT);
+	WANT(v->exit.access & HVI_ACCESS_NO_RAM);
+	for (unsigned i = 1; i <= REGIONS; i++)
+		WANT(*(volatile unsigned *)(ram + ((size_t)i << SHIFT)) == 0x12345678);
+	hvi_unmap(v, HVI_VCPU_SIZE);
+	hvi_unmap(ram, memory.size);
+	hvi_close(fd);
+}
+
 /*
  * With little memory: in a cgroup of its own, since filling a machine takes
  * long. What the module takes for us beyond it is refused, and nobody is killed.
@@ -846,7 +903,7 @@ static const struct { const char *name; void (*run)(void); } cases[] = {
 	{ "forked-under-it", forked_under_it }, { "passed-on", passed_on },
 	{ "killed-without-the-lock", killed_without_the_lock }, { "flipped", flipped }, { "alarms", alarms },
 	{ "traced", traced }, { "segments", segments }, { "compat", compat }, { "ports", ports },
-	{ "many-vcpus", many_vcpus }, { "many-vms", many_vms }, { "memory-limits", memory_limits },
+	{ "many-vcpus", many_vcpus }, { "many-vms", many_vms }, { "many-regions", many_regions }, { "memory-limits", memory_limits },
 	{ "endless-call", endless_call },
 };
 #define CASES ((int)(sizeof(cases) / sizeof(cases[0])))

@@ -803,12 +803,21 @@ static void shake(struct hvi_vcpu *v)
 static void some_reply(struct hvi_vcpu *v)
 {
 	v->reply.action = one_in(20) ? (u32)edge() : below(HVI_REPLY_ACTIONS);
-	v->reply.flags = v->reply.action != HVI_REPLY_STEP ? 0 : one_in(20) ? (u32)edge() : below(2);
+	v->reply.flags = one_in(20) ? (u32)edge() : 0;
+	if (v->reply.action == HVI_REPLY_EMULATE)
+		v->reply.flags |= below(8);
+	else if (v->reply.action == HVI_REPLY_RESUME || v->reply.action == HVI_REPLY_SCRATCH ||
+		 v->reply.action == HVI_REPLY_STEP)
+		v->reply.flags |= one_in(3);
 	v->reply.step_view = one_in(2) ? 0 : some_view();
-	for (u32 i = 0; i < 2; i++)
+	for (u32 i = 0; i < HVI_EMULATE_RANGES; i++) {
+		bool page = (v->reply.flags & HVI_REPLY_SPARE) && one_in(2);
+
 		v->reply.range[i] = (struct hvi_emulate_range){
-			.gpa = one_in(20) ? edge() : v->exit.gpa + below(16), .offset = one_in(20) ? (u32)edge() : below(64),
-			.len = one_in(20) ? (u32)edge() : below(17) };
+			.gpa = one_in(20) ? edge() : (page ? v->exit.gpa & ~0xfffull : v->exit.gpa) + (one_in(8) ? 4096 * below(4) : 0),
+			.offset = one_in(40) ? (u32)edge() : v->reply.flags & HVI_REPLY_SPARE ? below(2) : below(64),
+			.len = one_in(2) ? 0 : one_in(40) ? (u32)edge() : page ? 4096 : below(17) };
+	}
 	v->reply.bytes[below(HVI_EMULATE_BYTES)] = (u8)rnd();
 	v->exit.value = one_in(2) ? v->exit.value : edge();
 	if (one_in(12))		/* what the module has written itself is no more to be trusted */

@@ -246,7 +246,7 @@ function crossingLoads(size: number): Case[] {
 }
 
 /** Read-modify-write on a page without W: registers and flags as if it had happened. */
-interface Rmw {
+export interface Rmw {
   entry: string;
   size: number;
   memory: bigint;
@@ -261,7 +261,7 @@ const ZF = 0x40;
 const SF = 0x80;
 const OF = 0x800;
 const M = 0xffffffffffffffffn;
-const RMW: Rmw[] = [
+export const RMW: Rmw[] = [
   {
     entry: "add1",
     size: 1,

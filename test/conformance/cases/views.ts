@@ -2,7 +2,7 @@
 /** A9: several views, switching, remaps, single-stepping in another view; A7: pause; A12: two vCPUs. */
 import * as abi from "../../../src/bridge/abi.ts";
 import { type Bench, fromHex, le } from "../bench.ts";
-import { type Case, ept, exit, type Step, trap } from "../case.ts";
+import { type Case, ept, exit, over, trap } from "../case.ts";
 import { STACK } from "../layout.ts";
 import { R, RW, RWX, VALUE, X } from "./words.ts";
 
@@ -325,7 +325,7 @@ export const views: Case[] = [
 ];
 
 /** The same step many times. */
-const times = (n: number, s: () => Step): Step[] => Array.from({ length: n }, s);
+const times = <T>(n: number, s: () => T): T[] => Array.from({ length: n }, s);
 
 /** Sets a second vCPU to work on an entry. */
 function second(t: Bench, entry: string, regs: Parameters<Bench["cpu"]["setAll"]>[0]): void {
@@ -408,6 +408,60 @@ export const smp: Case[] = [
     scripts: (t) =>
       [0, 1].map(() => times(ROUNDS, () => ept("rw", t.p(0), { rights: R, view: 0 }).step(1))),
     memory: (t) => [[t.p(0), le(2 * ROUNDS, 8)]],
+    brief: true,
+  },
+  {
+    name: "smp.hooked-atomic.emulated",
+    vcpus: 2,
+    entry: "count_hooked",
+    regs: (t) => ({ rdi: t.d(0), rcx: ROUNDS }),
+    setup: (t) => {
+      second(t, "count_hooked", { rdi: t.d(0), rcx: ROUNDS });
+      t.rights(t.p(0), R);
+    },
+    script: [],
+    scripts: (t) =>
+      [0, 1].map(() =>
+        times(ROUNDS, () => [
+          ept("rw", t.p(0), { rights: R }).emulate([[t.p(0, 8), "ff"]], {
+            write: true,
+            notify: true,
+          }),
+          over(t.symbol("count_hooked") + 4),
+        ]).flat(),
+      ),
+    memory: (t) => [[t.p(0), le(2 * ROUNDS, 8)]],
+    brief: true,
+  },
+  {
+    // vCPU 0 is paused with its reply taken; what vCPU 1 counts meanwhile is what it goes on from.
+    name: "smp.hooked-atomic.paused-with-its-reply",
+    vcpus: 2,
+    entry: "count_hooked",
+    regs: (t) => ({ rdi: t.d(0), rcx: 1 }),
+    setup: (t) => {
+      second(t, "watch_flag", { rsi: t.d(1) });
+      t.rights(t.p(0), R);
+    },
+    script: [],
+    scripts: (t) => [
+      [
+        ept("rw", t.p(0))
+          .emulate([[t.p(0, 8), "ff"]], { write: true, notify: true })
+          .do((_, b) => {
+            b.vm.pause(0);
+            b.cpus[1]!.setAll({ rip: b.symbol("count_hooked"), rdi: b.d(0), rcx: 5 });
+          }),
+        exit(abi.HVI_EXIT_PAUSED).resume(),
+        over(t.symbol("count_hooked") + 4),
+      ],
+      [
+        ...times(4, () => ept("rw", t.p(0), { rip: t.symbol("count_hooked") }).resume()),
+        ept("rw", t.p(0), { rip: t.symbol("count_hooked") }).resume(true),
+        over(t.symbol("count_hooked") + 4).do((_, b) => b.vm.resume(0)),
+      ],
+    ],
+    memory: (t) => [[t.p(0), le(6, 8)]],
     brief: true,
   },
   {

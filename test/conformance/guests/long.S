@@ -84,6 +84,11 @@ CASE movlps_st
 CASE addps_ld
 	addps (%rsi), %xmm0
 	DONE
+CASE gather			/* 8 DWORDs at RSI + the indices at RDX */
+	vpcmpeqd %ymm1, %ymm1, %ymm1
+	vmovdqu (%rdx), %ymm2
+	vpgatherdd %ymm1, (%rsi,%ymm2,1), %ymm0
+	DONE
 CASE movzx1
 	movzbl (%rsi), %eax
 	DONE
