@@ -34,6 +34,7 @@ class CurrentMemory extends VirtualMemory {
     this.mode = mode;
     this.features = features;
     this.pointerSize = VirtualMemory.pointerSizeOf(mode);
+    this.walk.aim(this.physical, root, mode, features);
   }
 }
 

@@ -85,7 +85,28 @@ describe("physical memory", () => {
     expect(m.fill(0x1ff0, 17, 9)).toBe(false);
     expect(m.read16(0x1ffe)).toBe(0);
     expect(m.read(0x1ff8, 9)).toBeUndefined();
-    expect(m.wordsAt(-4096)).toBeUndefined();
+    expect(m.tableAt(1)).toBeDefined();
+    for (const gfn of [2, -1, 0x40000, 0x7fffffff]) expect(m.tableAt(gfn)).toBeUndefined();
+  });
+  test("tables stand where their frame says, in any slot and gigabyte", () => {
+    const slots = [
+      { gpa: 0x1000, size: 0x3000, offset: 0 },
+      { gpa: 0x140000000, size: 0x2000, offset: 0x40001000 },
+      // Its two pages lie in two pieces of the mapping.
+      { gpa: 0x3ffff000, size: 0x2000, offset: 0x3ffff000 },
+    ];
+    const m = new PhysicalMemory(
+      new GuestRam(slots, [new ArrayBuffer(0x40000000), new ArrayBuffer(0x3000)]),
+    );
+    const frames = [1, 2, 3, 0x3ffff, 0x40000, 0x140000, 0x140001];
+    for (const gfn of frames) m.write32(gfn * 0x1000 + 0xffc, gfn);
+    for (let i = 0; i < 50; i++) {
+      const gfn = frames[(i * 3) % frames.length];
+      expect(m.tableAt(gfn)?.[m.wordIndex + 1023]).toBe(gfn);
+    }
+    for (const gfn of [0, 4, 0x3fffe, 0x40001, 0x13ffff, 0x140002, -1, 0x7fffffff]) {
+      expect(m.tableAt(gfn)).toBeUndefined();
+    }
   });
   test("slots apart, and accesses over their seams", () => {
     const ram = new GuestRam(
@@ -410,7 +431,9 @@ describe("virtual memory", () => {
     expect(out).toEqual(Uint8Array.of(1, 2, 3, 4));
     expect(v.readHalves(0xffe, 0xff110001, out)).toBe(2);
     expect(v.readHalves(0, 0x01000000, out)).toBe(0);
-    expect(v.last.status).toBe(TranslationStatus.NotCanonical);
+    const t = new Translation();
+    expect(translateHalves(m, tables.root, "5level", 0, 0x01000000, t)).toBe(false);
+    expect(t.status).toBe(TranslationStatus.NotCanonical);
   });
 
   test("hostile tables: a root that points to itself ends", () => {

@@ -12,6 +12,48 @@ export interface U64 {
   hi: number;
 }
 
+/** Frames of 1 GiB: what Stretch lookups are indexed by. */
+const GIB_FRAMES = 0x40000;
+/** Frames are 31-bit integers: RAM below 8 TiB. */
+const FRAMES = 2 ** 31;
+
+/** A range of RAM whose bytes lie side by side in one view. */
+interface Stretch {
+  readonly gfn: number;
+  readonly frames: number;
+  readonly words: Uint32Array;
+  /** Word in `words` of its first byte. */
+  readonly start: number;
+}
+
+/** Where a page walk finds its tables. */
+export interface TableSource {
+  /** Word at which the frame asked of tableAt() starts. */
+  readonly wordIndex: number;
+  /** Words that hold a frame, from `wordIndex` on; undefined when it is not RAM. */
+  tableAt(gfn: number): Uint32Array | undefined;
+}
+
+function stretchesOf(ram: GuestRam): Stretch[] {
+  const out: Stretch[] = [];
+  for (const slot of ram.slots) {
+    for (let done = 0; done < slot.size; ) {
+      const offset = slot.offset + done;
+      const chunk = Math.floor(offset / RAM_CHUNK);
+      const within = offset - chunk * RAM_CHUNK;
+      const size = Math.min(slot.size - done, RAM_CHUNK - within);
+      out.push({
+        gfn: (slot.gpa + done) / 0x1000,
+        frames: Math.floor(size / 0x1000),
+        words: ram.words[chunk],
+        start: within / 4,
+      });
+      done += size;
+    }
+  }
+  return out.sort((a, b) => a.gfn - b.gfn).filter((s) => s.gfn + s.frames <= FRAMES);
+}
+
 /**
  * Guest physical memory. Any size, any alignment, across pages and slots.
  * Nothing throws for an address without RAM: reads answer -1, undefined or
@@ -20,17 +62,20 @@ export interface U64 {
  * A value wider than 4 bytes may change between the reads of its halves while
  * other vCPUs run; pause them when that matters.
  */
-export class PhysicalMemory {
-  /** Word at which the page asked of wordsAt() starts. */
+export class PhysicalMemory implements TableSource {
   wordIndex = 0;
   /** Byte that bytesAt() was asked for. */
   byteIndex = 0;
   private readonly scratch: U64 = { lo: 0, hi: 0 };
-  // The first gigabyte of the first slot, where nearly all accesses go.
+  // The first gigabyte of the first slot, where nearly all accesses go. Indices into it are made
+  // integers by `| 0`: with a double, JIT code that expects integers is thrown away again and again.
   private readonly firstGpa: number;
   private readonly firstSize: number;
   private readonly firstView: DataView;
-  private readonly firstWords: Uint32Array;
+  private readonly stretches: readonly Stretch[];
+  /** The first stretch that reaches into each GiB. */
+  private readonly byGib: Uint16Array;
+  private recent: Stretch;
 
   constructor(readonly ram: GuestRam) {
     const slot = ram.slots[0];
@@ -39,12 +84,20 @@ export class PhysicalMemory {
     this.firstGpa = slot.gpa;
     this.firstSize = Math.min(slot.size, RAM_CHUNK);
     this.firstView = view;
-    this.firstWords = ram.words[0];
+    const stretches = stretchesOf(ram);
+    const last = stretches[stretches.length - 1];
+    if (!last) throw new Error("there is no guest memory below 8 TiB");
+    this.stretches = stretches;
+    this.recent = stretches[0];
+    this.byGib = Uint16Array.from(
+      { length: Math.ceil((last.gfn + last.frames) / GIB_FRAMES) },
+      (_, gib) => stretches.findIndex((s) => s.gfn + s.frames > gib * GIB_FRAMES),
+    );
   }
 
   read8(gpa: number): number {
     const at = gpa - this.firstGpa;
-    if (at >= 0 && at < this.firstSize) return this.firstView.getUint8(at);
+    if (at >= 0 && at < this.firstSize) return this.firstView.getUint8(at | 0);
     const offset = this.ram.offsetOf(gpa);
     if (offset < 0) return -1;
     const chunk = Math.floor(offset / RAM_CHUNK);
@@ -52,14 +105,14 @@ export class PhysicalMemory {
   }
   read16(gpa: number): number {
     const at = gpa - this.firstGpa;
-    if (at >= 0 && at <= this.firstSize - 2) return this.firstView.getUint16(at, true);
+    if (at >= 0 && at <= this.firstSize - 2) return this.firstView.getUint16(at | 0, true);
     const lo = this.read8(gpa);
     const hi = this.read8(gpa + 1);
     return lo < 0 || hi < 0 ? -1 : lo | (hi << 8);
   }
   read32(gpa: number): number {
     const at = gpa - this.firstGpa;
-    if (at >= 0 && at <= this.firstSize - 4) return this.firstView.getUint32(at, true);
+    if (at >= 0 && at <= this.firstSize - 4) return this.firstView.getUint32(at | 0, true);
     return this.read32Slow(gpa);
   }
   private read32Slow(gpa: number): number {
@@ -77,8 +130,9 @@ export class PhysicalMemory {
   readU64Into(gpa: number, out: U64): boolean {
     const at = gpa - this.firstGpa;
     if (at >= 0 && at <= this.firstSize - 8) {
-      out.lo = this.firstView.getUint32(at, true);
-      out.hi = this.firstView.getUint32(at + 4, true);
+      const i = at | 0;
+      out.lo = this.firstView.getUint32(i, true);
+      out.hi = this.firstView.getUint32(i + 4, true);
       return true;
     }
     const lo = this.read32(gpa);
@@ -99,20 +153,34 @@ export class PhysicalMemory {
   }
 
   /**
-   * The words of the page table (or other page-contained, 4-byte aligned data)
-   * at gpa; `wordIndex` tells where. Undefined when there is no RAM.
+   * The words of the page table (or whatever else is read as words) in a frame;
+   * `wordIndex` tells where. Undefined when there is no RAM. Integers only, and
+   * no search where one stretch of RAM follows another: walks live on this.
    */
-  wordsAt(gpa: number): Uint32Array | undefined {
-    const at = gpa - this.firstGpa;
-    if (at >= 0 && at < this.firstSize) {
-      this.wordIndex = at >>> 2;
-      return this.firstWords;
+  tableAt(gfn: number): Uint32Array | undefined {
+    const s = this.recent;
+    const at = (gfn - s.gfn) | 0;
+    if (at >= 0 && at < s.frames) {
+      this.wordIndex = s.start + (at << 10);
+      return s.words;
     }
-    const offset = this.ram.offsetOf(gpa);
-    if (offset < 0) return undefined;
-    const chunk = Math.floor(offset / RAM_CHUNK);
-    this.wordIndex = (offset - chunk * RAM_CHUNK) >>> 2;
-    return this.ram.words[chunk];
+    return this.searchTable(gfn);
+  }
+  private searchTable(gfn: number): Uint32Array | undefined {
+    const { byGib, stretches } = this;
+    const gib = gfn >>> 18;
+    if (gib >= byGib.length) return undefined;
+    for (let i = byGib[gib]; i < stretches.length; i++) {
+      const s = stretches[i];
+      const at = (gfn - s.gfn) | 0;
+      if (at < 0) return undefined;
+      if (at < s.frames) {
+        this.recent = s;
+        this.wordIndex = s.start + (at << 10);
+        return s.words;
+      }
+    }
+    return undefined;
   }
 
   /**
@@ -173,7 +241,7 @@ export class PhysicalMemory {
   write32(gpa: number, value: number): boolean {
     const at = gpa - this.firstGpa;
     if (at >= 0 && at <= this.firstSize - 4) {
-      this.firstView.setUint32(at, value, true);
+      this.firstView.setUint32(at | 0, value, true);
       return true;
     }
     if (!this.ram.contains(gpa, 4)) return false;

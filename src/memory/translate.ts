@@ -3,7 +3,7 @@
  * Guest virtual to guest physical, for every paging mode of SDM vol. 3,
  * chapter 4. The modes are rows of one table; there is one walk.
  */
-import type { PhysicalMemory } from "./physical.ts";
+import type { TableSource } from "./physical.ts";
 
 const TWO32 = 4294967296;
 
@@ -196,44 +196,133 @@ export class Translation {
   }
 }
 
-/**
- * Translates a signed canonical address under a root (CR3).
- * Answers false, with the reason in out.status, when there is no translation.
- * The page it names may be device space: reading it then fails.
- * Throws for an unknown mode.
- */
-export function translate(
-  memory: PhysicalMemory,
-  root: number,
-  mode: PagingMode,
-  gva: number,
-  out: Translation,
-  features: PagingFeatures = DEFAULT_FEATURES,
-): boolean {
-  const m = modeOf(mode);
-  const high = Math.floor(gva / TWO32);
-  // The difference stands in 0..2^32-1; the page number of it is an exact small integer.
-  const lo = (gva - high * TWO32) >>> 0;
-  if (!(gva > -9007199254740992 && gva < 9007199254740992)) {
-    return fail(out, m, TranslationStatus.NotCanonical);
+/** Frame of a physical address in an entry or CR3; -1 beyond 8 TiB, where there is no RAM. */
+function frameOf(lo: number, hi: number): number {
+  return (hi & 0xff800) !== 0 ? -1 : (hi << 20) | (lo >>> 12);
+}
+
+const NO_TABLES: TableSource = { wordIndex: 0, tableAt: () => undefined };
+
+/** The one walk, aimed at an address space: what does not depend on the address is ready. */
+export class Walk {
+  private mode: Mode = MODES.none;
+  private levels: readonly Level[] = MODES.none.levels;
+  private entryWords = 1;
+  /** Bits of an entry's high half that must be 0: all but PAE's PDPTEs, and those. */
+  private reservedHi = 0;
+  private reservedHiBare = 0;
+  /** PS counts. */
+  private large = false;
+  private table = -1;
+  /** Word of the first table in its frame: the four PDPTEs of PAE paging stand anywhere. */
+  private within = 0;
+
+  private memory: TableSource = NO_TABLES;
+
+  /** Throws for an unknown mode. */
+  aim(memory: TableSource, root: number, mode: PagingMode, features: PagingFeatures): void {
+    const m = modeOf(mode);
+    this.memory = memory;
+    this.mode = m;
+    this.levels = m.levels;
+    this.entryWords = m.entrySize >>> 2;
+    const { physicalBits } = features;
+    this.reservedHi =
+      (physicalBits >= 52 ? 0 : 0xfffff & (-1 << (physicalBits - 32))) |
+      (features.nxe ? 0 : PTE_NX_HI);
+    // No rights, no NX: bits 63..52 are reserved.
+    this.reservedHiBare = this.reservedHi | (0xfff00000 | 0);
+    this.large = features.pse || m.entrySize === 8;
+    const rootLo = root & m.rootLo;
+    this.table = frameOf(rootLo, Math.floor(root / TWO32) & m.rootHi);
+    this.within = (rootLo & 0xfff) >>> 2;
   }
-  return walk(memory, root, m, lo, high | 0, out, features);
+
+  /** Guest physical address of a signed canonical one, or -1; `out`, where given, gets the record. */
+  to(gva: number, out: Translation | undefined): number {
+    // Beyond 2^53 a number does not tell which address is meant.
+    if (!(gva > -9007199254740992 && gva < 9007199254740992)) {
+      if (out !== undefined) out.depth = 0;
+      return failed(out, this.mode, TranslationStatus.NotCanonical);
+    }
+    const hi = Math.floor(gva / TWO32) | 0;
+    return this.toHalves((gva - hi * TWO32) >>> 0, hi, out);
+  }
+
+  /** The same for an address as two 32-bit halves, the upper one signed. */
+  toHalves(lo: number, hi: number, out: Translation | undefined): number {
+    const { levels, entryWords, memory } = this;
+    if (out !== undefined) out.depth = 0;
+    const { topBit } = this.mode;
+    const top = topBit === 31 ? hi : hi >> (topBit - 32);
+    if (top !== 0 && (top !== -1 || topBit === 31)) {
+      return failed(out, this.mode, TranslationStatus.NotCanonical);
+    }
+    if (levels.length === 0) return unpaged(out, lo);
+    let table = this.table;
+    let within = this.within;
+    // R/W and U/S of all entries by AND, NX by OR.
+    let allLo = PTE_RW | PTE_US;
+    let anyHi = 0;
+
+    for (let i = 0; i < levels.length; i++) {
+      const l = levels[i];
+      const shift = l.shift;
+      const index =
+        (shift >= 32 ? hi >>> (shift - 32) : (lo >>> shift) | (hi << (32 - shift))) & l.indexMask;
+      const words = table < 0 ? undefined : memory.tableAt(table);
+      if (words === undefined) return failed(out, this.mode, TranslationStatus.NoRam);
+      const at = within + index * entryWords;
+      const word = memory.wordIndex + at;
+      const entryLo = words[word] | 0;
+      const entryHi = entryWords === 2 ? words[word + 1] | 0 : 0;
+      if (out !== undefined) {
+        out.entryLo[i] = entryLo;
+        out.entryHi[i] = entryHi;
+        out.entryGpa[i] = table * 0x1000 + at * 4;
+        out.depth = i + 1;
+      }
+      if ((entryLo & PTE_P) === 0) return failed(out, this.mode, TranslationStatus.NotPresent);
+
+      if (l.rights) {
+        allLo &= entryLo;
+        anyHi |= entryHi;
+      }
+      const isLeaf = shift === 12 || (l.large && this.large && (entryLo & PTE_PS) !== 0);
+      const badLo = isLeaf && shift !== 12 ? l.reservedLarge : l.reserved;
+      const badHi = l.rights ? this.reservedHi : this.reservedHiBare;
+      if (((entryLo & badLo) | (entryHi & badHi)) !== 0) {
+        return failed(out, this.mode, TranslationStatus.Reserved);
+      }
+      if (!isLeaf) {
+        table = frameOf(entryLo, entryHi & 0xfffff);
+        within = 0;
+        continue;
+      }
+      const below = shift === 30 ? 0x3fffffff : (1 << shift) - 1;
+      // PSE-36: a 4 MiB page keeps address bits 39..32 in bits 20..13.
+      const frameHi = shift === 22 ? (entryLo >>> 13) & 0xff : entryHi & 0xfffff;
+      const gpa = frameHi * TWO32 + (((entryLo & PAGE_BITS & ~below) | (lo & below)) >>> 0);
+      if (out !== undefined) {
+        out.mode = this.mode.name;
+        out.status = TranslationStatus.Ok;
+        out.gpa = gpa;
+        out.pageSize = below + 1;
+        out.writable = (allLo & PTE_RW) !== 0;
+        out.user = (allLo & PTE_US) !== 0;
+        out.nx = anyHi < 0;
+        out.global = (entryLo & PTE_G) !== 0;
+        out.dirty = (entryLo & PTE_D) !== 0;
+      }
+      return gpa;
+    }
+    // The last level of every mode has shift 12 and is a leaf.
+    throw new Error(`paging mode "${this.mode.name}" has no last level`);
+  }
 }
 
-/** The same for an address as two 32-bit halves; exact for 57 bits too. */
-export function translateHalves(
-  memory: PhysicalMemory,
-  root: number,
-  mode: PagingMode,
-  lo: number,
-  hi: number,
-  out: Translation,
-  features: PagingFeatures = DEFAULT_FEATURES,
-): boolean {
-  return walk(memory, root, modeOf(mode), lo >>> 0, hi | 0, out, features);
-}
-
-function fail(out: Translation, mode: Mode, status: TranslationStatus): boolean {
+function failed(out: Translation | undefined, mode: Mode, status: TranslationStatus): -1 {
+  if (out === undefined) return -1;
   out.mode = mode.name;
   out.status = status;
   out.gpa = -1;
@@ -243,100 +332,58 @@ function fail(out: Translation, mode: Mode, status: TranslationStatus): boolean 
   out.nx = true;
   out.global = false;
   out.dirty = false;
-  return false;
+  return -1;
 }
 
-function isCanonical(mode: Mode, hi: number): boolean {
-  if (mode.topBit === 31) return hi === 0;
-  const top = hi >> (mode.topBit - 32);
-  return top === 0 || top === -1;
-}
-
-function walk(
-  memory: PhysicalMemory,
-  root: number,
-  mode: Mode,
-  lo: number,
-  hi: number,
-  out: Translation,
-  features: PagingFeatures,
-): boolean {
-  out.depth = 0;
-  if (!isCanonical(mode, hi)) return fail(out, mode, TranslationStatus.NotCanonical);
-  const levels = mode.levels;
-  if (levels.length === 0) return unpaged(out, lo);
-
-  const entryWords = mode.entrySize >>> 2;
-  const physicalBits = features.physicalBits;
-  const reservedHi =
-    (physicalBits >= 52 ? 0 : 0xfffff & (-1 << (physicalBits - 32))) |
-    (features.nxe ? 0 : PTE_NX_HI);
-  let table = (Math.floor(root / TWO32) & mode.rootHi) * TWO32 + ((root & mode.rootLo) >>> 0);
-  // R/W and U/S of all entries by AND, NX by OR.
-  let allLo = PTE_RW | PTE_US;
-  let anyHi = 0;
-
-  for (let i = 0; i < levels.length; i++) {
-    const l = levels[i];
-    const shift = l.shift;
-    const index =
-      (shift >= 32 ? hi >>> (shift - 32) : (lo >>> shift) | (hi << (32 - shift))) & l.indexMask;
-    const words = memory.wordsAt(table);
-    if (words === undefined) return fail(out, mode, TranslationStatus.NoRam);
-    const word = memory.wordIndex + index * entryWords;
-    const entryLo = words[word] | 0;
-    const entryHi = entryWords === 2 ? words[word + 1] | 0 : 0;
-    out.entryLo[i] = entryLo;
-    out.entryHi[i] = entryHi;
-    out.entryGpa[i] = table + index * (entryWords * 4);
-    out.depth = i + 1;
-    if ((entryLo & PTE_P) === 0) return fail(out, mode, TranslationStatus.NotPresent);
-
-    if (l.rights) {
-      allLo &= entryLo;
-      anyHi |= entryHi;
-    }
-    // PAE's PDPTEs have no NX: bit 63 is reserved there.
-    const badHi = l.rights ? reservedHi : reservedHi | (0xfff00000 | 0);
-    const isLeaf =
-      shift === 12 || (l.large && (entryLo & PTE_PS) !== 0 && (features.pse || entryWords === 2));
-    const badLo = isLeaf && shift !== 12 ? l.reservedLarge : l.reserved;
-    if (((entryLo & badLo) | (entryHi & badHi)) !== 0) {
-      return fail(out, mode, TranslationStatus.Reserved);
-    }
-    if (!isLeaf) {
-      table = (entryHi & 0xfffff) * TWO32 + ((entryLo & PAGE_BITS) >>> 0);
-      continue;
-    }
-    const below = shift === 30 ? 0x3fffffff : (1 << shift) - 1;
-    // PSE-36: a 4 MiB page keeps address bits 39..32 in bits 20..13.
-    const frameHi = shift === 22 ? (entryLo >>> 13) & 0xff : entryHi & 0xfffff;
-    out.mode = mode.name;
-    out.status = TranslationStatus.Ok;
-    out.gpa = frameHi * TWO32 + (((entryLo & PAGE_BITS & ~below) | (lo & below)) >>> 0);
-    out.pageSize = below + 1;
-    out.writable = (allLo & PTE_RW) !== 0;
-    out.user = (allLo & PTE_US) !== 0;
-    out.nx = anyHi < 0;
-    out.global = (entryLo & PTE_G) !== 0;
-    out.dirty = (entryLo & PTE_D) !== 0;
-    return true;
-  }
-  // The last level of every mode has shift 12 and is a leaf.
-  throw new Error(`paging mode "${mode.name}" has no last level`);
-}
-
-function unpaged(out: Translation, lo: number): boolean {
+function unpaged(out: Translation | undefined, lo: number): number {
+  const gpa = lo >>> 0;
+  if (out === undefined) return gpa;
   out.mode = "none";
   out.status = TranslationStatus.Ok;
-  out.gpa = lo;
+  out.gpa = gpa;
   out.pageSize = 4096;
   out.writable = true;
   out.user = true;
   out.nx = false;
   out.global = false;
   out.dirty = false;
-  return true;
+  return gpa;
+}
+
+/** Of translate() and translateHalves(): aimed anew by each call. */
+const walk = new Walk();
+
+/**
+ * Translates a signed canonical address under a root (CR3); for many addresses
+ * under one root, VirtualMemory does it without aiming anew.
+ * Answers false, with the reason in out.status, when there is no translation.
+ * The page it names may be device space: reading it then fails.
+ * Throws for an unknown mode.
+ */
+export function translate(
+  memory: TableSource,
+  root: number,
+  mode: PagingMode,
+  gva: number,
+  out: Translation,
+  features: PagingFeatures = DEFAULT_FEATURES,
+): boolean {
+  walk.aim(memory, root, mode, features);
+  return walk.to(gva, out) >= 0;
+}
+
+/** The same for an address as two 32-bit halves; exact for 57 bits too. */
+export function translateHalves(
+  memory: TableSource,
+  root: number,
+  mode: PagingMode,
+  lo: number,
+  hi: number,
+  out: Translation,
+  features: PagingFeatures = DEFAULT_FEATURES,
+): boolean {
+  walk.aim(memory, root, mode, features);
+  return walk.toHalves(lo >>> 0, hi | 0, out) >= 0;
 }
 
 /** How the tables of a mode are built, for those that keep entries of their own (src/ept). */

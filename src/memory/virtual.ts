@@ -6,8 +6,7 @@ import {
   type PagingFeatures,
   type PagingMode,
   Translation,
-  translate,
-  translateHalves,
+  Walk,
 } from "./translate.ts";
 
 const TWO32 = 4294967296;
@@ -61,6 +60,7 @@ export interface Mapped {
 export class VirtualMemory implements AddressSpace {
   /** Record of the last gpaOf() or translate(). */
   readonly last = new Translation();
+  protected readonly walk = new Walk();
   private readonly u64: U64 = { lo: 0, hi: 0 };
   /** Bytes of a pointer: 8 in long mode, else 4. Compatibility-mode code has 4 under long-mode tables. */
   readonly pointerSize: 4 | 8;
@@ -71,7 +71,7 @@ export class VirtualMemory implements AddressSpace {
 
   /**
    * @param root CR3, PCID bits allowed
-   * @throws for an unknown mode, at the first translation
+   * @throws for an unknown mode
    */
   constructor(
     readonly physical: PhysicalMemory,
@@ -81,6 +81,7 @@ export class VirtualMemory implements AddressSpace {
     pointerSize: 4 | 8 = VirtualMemory.pointerSizeOf(mode),
   ) {
     this.pointerSize = pointerSize;
+    this.walk.aim(physical, root, mode, features);
   }
 
   /** The same tables' mode under another root. */
@@ -90,22 +91,24 @@ export class VirtualMemory implements AddressSpace {
 
   /** Guest physical address, or -1. The full record is in `last`. */
   gpaOf(gva: number): number {
-    return translate(this.physical, this.root, this.mode, gva, this.last, this.features)
-      ? this.last.gpa
-      : -1;
+    return this.walk.to(gva, this.last);
   }
-  /** The full record, overwritten by the next access; undefined when there is no translation. */
+  /** The same without the record, faster. */
+  private at(gva: number): number {
+    return this.walk.to(gva, undefined);
+  }
+  /** The full record, overwritten by the next gpaOf() and translate(); undefined when there is no translation. */
   translate(gva: number): Translation | undefined {
     return this.gpaOf(gva) < 0 ? undefined : this.last;
   }
 
   read8(gva: number): number {
-    const gpa = this.gpaOf(gva);
+    const gpa = this.at(gva);
     return gpa < 0 ? -1 : this.physical.read8(gpa);
   }
   read16(gva: number): number {
     if ((gva & 0xfff) <= 0xffe) {
-      const gpa = this.gpaOf(gva);
+      const gpa = this.at(gva);
       return gpa < 0 ? -1 : this.physical.read16(gpa);
     }
     const lo = this.read8(gva);
@@ -114,7 +117,7 @@ export class VirtualMemory implements AddressSpace {
   }
   read32(gva: number): number {
     if ((gva & 0xfff) <= 0xffc) {
-      const gpa = this.gpaOf(gva);
+      const gpa = this.at(gva);
       return gpa < 0 ? -1 : this.physical.read32(gpa);
     }
     const lo = this.read16(gva);
@@ -124,7 +127,7 @@ export class VirtualMemory implements AddressSpace {
   /** Reads 8 bytes into out; false, with out untouched, when some are absent. */
   readU64Into(gva: number, out: U64): boolean {
     if ((gva & 0xfff) <= 0xff8) {
-      const gpa = this.gpaOf(gva);
+      const gpa = this.at(gva);
       return gpa >= 0 && this.physical.readU64Into(gpa, out);
     }
     const lo = this.read32(gva);
@@ -158,7 +161,7 @@ export class VirtualMemory implements AddressSpace {
     let done = 0;
     while (done < into.length) {
       const n = Math.min(into.length - done, 0x1000 - ((gva + done) & 0xfff));
-      const gpa = this.gpaOf(gva + done);
+      const gpa = this.at(gva + done);
       // A view is an object to be made: for a few bytes, reading them one by one is faster.
       if (gpa >= 0 && n <= FEW && this.physical.read8(gpa) >= 0) {
         for (let i = 0; i < n; i++) into[done + i] = this.physical.read8(gpa + i);
@@ -186,16 +189,8 @@ export class VirtualMemory implements AddressSpace {
       const at = start + done;
       const n = Math.min(into.length - done, 0x1000 - (at & 0xfff));
       const high = (hi + Math.floor(at / TWO32)) | 0;
-      const ok = translateHalves(
-        this.physical,
-        this.root,
-        this.mode,
-        at >>> 0,
-        high,
-        this.last,
-        this.features,
-      );
-      const page = ok ? this.physical.ram.view(this.last.gpa, n) : undefined;
+      const gpa = this.walk.toHalves(at >>> 0, high, undefined);
+      const page = gpa < 0 ? undefined : this.physical.ram.view(gpa, n);
       if (!page) break;
       into.set(page, done);
       done += n;
@@ -219,7 +214,7 @@ export class VirtualMemory implements AddressSpace {
   /** Every page of [gva, gva + length) is present and RAM. */
   private present(gva: number, length: number): boolean {
     for (let done = 0; done < length; done += 0x1000 - ((gva + done) & 0xfff)) {
-      const gpa = this.gpaOf(gva + done);
+      const gpa = this.at(gva + done);
       if (gpa < 0 || this.physical.ram.offsetOf(gpa) < 0) return false;
     }
     return true;
@@ -243,7 +238,7 @@ export class VirtualMemory implements AddressSpace {
       const bytes = this.read(gva, length);
       return bytes && { bytes, direct: false };
     }
-    const gpa = this.gpaOf(gva);
+    const gpa = this.at(gva);
     const bytes = gpa < 0 ? undefined : this.physical.ram.view(gpa, length);
     return bytes && { bytes, direct: true };
   }
@@ -278,12 +273,12 @@ export class VirtualMemory implements AddressSpace {
   }
 
   write8(gva: number, value: number): boolean {
-    const gpa = this.gpaOf(gva);
+    const gpa = this.at(gva);
     return gpa >= 0 && this.physical.write8(gpa, value);
   }
   write16(gva: number, value: number): boolean {
     if ((gva & 0xfff) <= 0xffe) {
-      const gpa = this.gpaOf(gva);
+      const gpa = this.at(gva);
       return gpa >= 0 && this.physical.write16(gpa, value);
     }
     fewWords.setUint16(0, value, true);
@@ -291,7 +286,7 @@ export class VirtualMemory implements AddressSpace {
   }
   write32(gva: number, value: number): boolean {
     if ((gva & 0xfff) <= 0xffc) {
-      const gpa = this.gpaOf(gva);
+      const gpa = this.at(gva);
       return gpa >= 0 && this.physical.write32(gpa, value);
     }
     fewWords.setUint32(0, value, true);
@@ -299,7 +294,7 @@ export class VirtualMemory implements AddressSpace {
   }
   writeU64(gva: number, lo: number, hi: number): boolean {
     if ((gva & 0xfff) <= 0xff8) {
-      const gpa = this.gpaOf(gva);
+      const gpa = this.at(gva);
       return gpa >= 0 && this.physical.writeU64(gpa, lo, hi);
     }
     fewWords.setUint32(0, lo, true);
@@ -316,8 +311,8 @@ export class VirtualMemory implements AddressSpace {
   /** Writes the first n bytes of `few` over a page boundary; both pages or none. */
   private writeFew(gva: number, n: number): boolean {
     const first = 0x1000 - (gva & 0xfff);
-    const gpa = this.gpaOf(gva);
-    const next = this.gpaOf(gva + first);
+    const gpa = this.at(gva);
+    const next = this.at(gva + first);
     const { physical } = this;
     if (gpa < 0 || next < 0 || physical.read8(gpa) < 0 || physical.read8(next) < 0) return false;
     for (let i = 0; i < n; i++) physical.write8(i < first ? gpa + i : next + i - first, few[i]);
@@ -334,7 +329,7 @@ export class VirtualMemory implements AddressSpace {
     const pages = length === 0 ? 0 : Math.ceil(((gva & 0xfff) + length) / 0x1000);
     const out = pages <= targets.length ? targets : new Float64Array(pages);
     for (let i = 0, at = gva; i < pages; i++, at += 0x1000 - (at & 0xfff)) {
-      const gpa = this.gpaOf(at);
+      const gpa = this.at(at);
       if (gpa < 0 || this.physical.ram.offsetOf(gpa) < 0) return undefined;
       out[i] = gpa;
     }
