@@ -28,7 +28,9 @@ const IDT = 0x5000;
 const STACK = 0x8000;
 const INNER = 0xb000;
 const DATA = 0xe000;
-const LAST = 0x10000;
+const LAST = 0x18000;
+/** Where events and far transfers go: NOPs. */
+const TARGET = CODE + 0x100;
 
 /** Selectors. */
 const RING0_CODE = 0x10;
@@ -65,7 +67,7 @@ function machine(mode: CodeMode, ring: 0 | 3): Machine {
   memory.writeU64(GDT + TSS_SELECTOR, (TSS << 16) | 0x67, 0x8900);
   memory.writeU64(GDT + LDT_SELECTOR, (DATA << 16) | 0xff, 0x8200);
   for (let vector = 0; vector < 256; vector++) {
-    const low = (RING0_CODE << 16) | CODE;
+    const low = (RING0_CODE << 16) | TARGET;
     // Every fourth one has an interrupt stack of its own.
     const ist = long && vector % 4 === 3 ? 1 + (vector % 7) : 0;
     if (long) memory.writeU64(IDT + 16 * vector, low, 0xee00 | ist);
@@ -87,6 +89,7 @@ function machine(mode: CodeMode, ring: 0 | 3): Machine {
     for (let at = 0; at < 2 * MIB; at += 0x1000) tables.map(at, at);
     vcpu.cr3 = tables.root;
   }
+  memory.fill(TARGET, 64, 0x90);
   const dpl = ring << 5;
   vcpu.setSeg(
     abi.HVI_CS,
@@ -227,7 +230,7 @@ const BOTH: readonly Case[] = [
 ];
 
 function farPointer({ memory, vcpu }: Machine): void {
-  memory.write32(DATA, CODE);
+  memory.write32(DATA, TARGET);
   memory.write16(DATA + 4, vcpu.cpl === 0 ? RING0_CODE : RING3_CODE | 3);
 }
 function stackPointer({ memory }: Machine): void {
@@ -240,51 +243,51 @@ const LONG: readonly Case[] = [
     name: "IRETQ to the same ring",
     code: "48 cf",
     ring: 0,
-    prepare: frame(8, CODE, RING0_CODE, 2, STACK, RING0_DATA),
+    prepare: frame(8, TARGET, RING0_CODE, 2, STACK, RING0_DATA),
   },
   {
     name: "IRETQ outwards",
     code: "48 cf",
     ring: 0,
-    prepare: frame(8, CODE, RING3_CODE | 3, 2, STACK, FRESH_DATA | 3),
+    prepare: frame(8, TARGET, RING3_CODE | 3, 2, STACK, FRESH_DATA | 3),
   },
   {
     name: "IRETQ in ring 3",
     code: "48 cf",
     ring: 3,
-    prepare: frame(8, CODE, RING3_CODE | 3, 2, STACK, RING3_DATA | 3),
+    prepare: frame(8, TARGET, RING3_CODE | 3, 2, STACK, RING3_DATA | 3),
   },
-  { name: "far RET, 64-bit", code: "48 cb", ring: 0, prepare: frame(8, CODE, RING0_CODE) },
+  { name: "far RET, 64-bit", code: "48 cb", ring: 0, prepare: frame(8, TARGET, RING0_CODE) },
   {
     name: "far RET outwards, with parameters",
     code: "48 ca 10 00",
     ring: 0,
-    prepare: frame(8, CODE, RING3_CODE | 3, 0, 0, STACK, RING3_DATA | 3),
+    prepare: frame(8, TARGET, RING3_CODE | 3, 0, 0, STACK, RING3_DATA | 3),
   },
 ];
 const PROTECTED: readonly Case[] = [
-  { name: "IRETD to the same ring", code: "cf", ring: 0, prepare: frame(4, CODE, RING0_CODE, 2) },
+  { name: "IRETD to the same ring", code: "cf", ring: 0, prepare: frame(4, TARGET, RING0_CODE, 2) },
   {
     name: "IRETD outwards",
     code: "cf",
     ring: 0,
-    prepare: frame(4, CODE, RING3_CODE | 3, 2, STACK, FRESH_DATA | 3),
+    prepare: frame(4, TARGET, RING3_CODE | 3, 2, STACK, FRESH_DATA | 3),
   },
   {
     name: "IRETD to virtual-8086 mode",
     code: "cf",
     ring: 0,
-    prepare: frame(4, 0x1000, 0, 0x20002, 0x800, 0x800, 0, 0, 0, 0),
+    prepare: frame(4, TARGET, 0, 0x20002, 0x800, 0x800, 0, 0, 0, 0),
   },
-  { name: "far RET", code: "cb", ring: 0, prepare: frame(4, CODE, RING0_CODE) },
+  { name: "far RET", code: "cb", ring: 0, prepare: frame(4, TARGET, RING0_CODE) },
   {
     name: "far RET outwards",
     code: "ca 08 00",
     ring: 0,
-    prepare: frame(4, CODE, RING3_CODE | 3, 0, 0, STACK, RING3_DATA | 3),
+    prepare: frame(4, TARGET, RING3_CODE | 3, 0, 0, STACK, RING3_DATA | 3),
   },
-  { name: "far CALL", code: "9a 00 10 00 00 10 00", ring: 0 },
-  { name: "far JMP", code: "ea 00 10 00 00 10 00", ring: 0 },
+  { name: "far CALL", code: "9a 00 11 00 00 10 00", ring: 0 },
+  { name: "far JMP", code: "ea 00 11 00 00 10 00", ring: 0 },
   {
     name: "INTO",
     code: "ce",
