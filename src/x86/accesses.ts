@@ -46,6 +46,7 @@ import {
 import { RFLAGS_DF, RFLAGS_OF, registerInfo, registerLo } from "./registers.ts";
 import { effectiveBase } from "./segments.ts";
 import { isGatherOrScatter, listElements, listMasked, opmaskOf } from "./vector-accesses.ts";
+import { hasUnmaskedException } from "./xsave.ts";
 import { listXsave } from "./xsave-accesses.ts";
 import { zydis } from "./zydis/module.ts";
 
@@ -79,6 +80,7 @@ enum Kind {
   Interrupt,
   Xsave,
   Fxsave,
+  FloatStore,
   Masked,
   Compare,
   CacheLine,
@@ -112,6 +114,7 @@ const KINDS: readonly (readonly [RegExp, Kind])[] = [
   [/^(int|int1|int3|into)$/, Kind.Interrupt],
   [/^(xsave|xrstor)/, Kind.Xsave],
   [/^fxsave/, Kind.Fxsave],
+  [/^(fst|fstp|fist|fistp|fisttp|fbstp)$/, Kind.FloatStore],
   [/^(maskmovq|v?maskmovdqu|vp?maskmov(ps|pd|d|q))$/, Kind.Masked],
   [/^cmpxchg(8b|16b)?$/, Kind.Compare],
   [/^(clflush|clflushopt|clwb)$/, Kind.CacheLine],
@@ -217,6 +220,11 @@ function list(c: InsnContext, insn: Instruction, kind: Kind, out: AccessList, ri
       return;
     case Kind.Fxsave:
       listFxsave(c, insn, out, rip);
+      return;
+    case Kind.FloatStore:
+      listOperands(c, insn, out, rip);
+      // An exception that is not masked keeps the value from being stored (SDM vol. 1, 8.5.1).
+      if (out.length > 0 && hasUnmaskedException(c.xsave())) out.flags[0] |= ACCESS_CONDITIONAL;
       return;
     case Kind.Masked:
       listMasked(c, insn, out, rip);

@@ -77,6 +77,8 @@ export function linearAddress(
   addBase(vcpu, insn, operand, base, rip);
   if (isGpr) addScaled(registerLo(vcpu, index), registerHi(vcpu, index), operand.scale);
   addBitOffset(vcpu, insn, operand);
+  // The decoder leaves XLAT's index away.
+  if (insn.name === "xlat") add(vcpu.gprLo(HVI_RAX) & 0xff, 0);
   return toLinear(vcpu, insn.mode, insn.addressWidth, registerInfo(operand.segment).index);
 }
 

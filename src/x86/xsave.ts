@@ -106,6 +106,11 @@ export function readOpmask(
   return from !== 0 && k >= 0 && k < 8 && copyPart(xsave, OPMASK, from + 8 * k, out, 0, 8);
 }
 
+/** Whether the x87 control word leaves an exception unmasked; in the initial state all are masked. */
+export function hasUnmaskedException(xsave: Uint8Array): boolean {
+  return stored(xsave, X87) && (xsave[0] & 0x3f) !== 0x3f;
+}
+
 /** MM i is the significand of the physical x87 register i; the area has them in the order of ST(0). */
 function mmxOffset(xsave: Uint8Array, i: number): number {
   const top = stored(xsave, X87) ? (xsave[FSW_OFFSET + 1] >>> 3) & 7 : 0;

@@ -145,6 +145,45 @@ u8 *guest_stack(void)
 	return ram + STACK_GPA;
 }
 
+static void set_rights(u32 rights)
+{
+	struct hvi_ept_range range = {
+		.gfn = DATA_GPA >> 12, .count = (DATA_SIZE + STACK_SIZE) >> 12, .rights = rights,
+	};
+	struct hvi_ept ept = { .count = 1, .ranges = (u64)(uintptr_t)&range };
+
+	call(HVI_EPT_SET, &ept, "HVI_EPT_SET");
+}
+
+static struct watched *watch;	/* what is being filled in, or NULL */
+
+/* Lets each violation pass, and keeps those of the instruction's first iteration. */
+static void run_to_end(struct hvi_run *run, const struct test *t)
+{
+	u32 exits = 0;
+
+	call(HVI_RUN, run, "HVI_RUN");
+	while (watch && run->reason == HVI_EXIT_EPT && exits++ < 10000) {
+		/* Each iteration of a REP counts RCX down. */
+		if (page->gpr[RCX] == t->in.gpr[RCX] && page->rip == t->at && watch->count < MAX_WATCHED)
+			watch->access[watch->count++] = (struct access) {
+				.gva = page->exit.gva, .kind = page->exit.access, .size = page->exit.size,
+			};
+		page->reply.action = HVI_REPLY_RESUME;
+		call(HVI_RUN, run, "HVI_RUN");
+	}
+}
+
+void guest_watch(const struct test *t, struct outcome *out, struct watched *w)
+{
+	w->count = 0;
+	watch = w;
+	set_rights(0);
+	guest_run(t, out);
+	set_rights(HVI_RWX);
+	watch = NULL;
+}
+
 void guest_run(const struct test *t, struct outcome *out)
 {
 	u8 *code = ram + CODE_GPA + (t->at - CODE);
@@ -167,7 +206,7 @@ void guest_run(const struct test *t, struct outcome *out)
 	page->dirty |= HVI_STATE_GPR | HVI_STATE_EVENTS;
 	page->reply.action = HVI_REPLY_RETRY;
 	run.deadline = page->tsc + 100000;
-	call(HVI_RUN, &run, "HVI_RUN");
+	run_to_end(&run, t);
 	out->failure = NULL;
 	if (run.reason != HVI_EXIT_EXCEPTION) {
 		snprintf(failure, sizeof(failure), "exit reason %u, value %llx", run.reason,

@@ -8,6 +8,7 @@
  *	guest.c	    runs it in a guest of hv/soft through the ABI
  *	undefined.c which results the SDM leaves undefined
  *	conditions.c #UD, #NM, #MF by CR0, CR4 and XCR0, after the SDM's tables
+ *	record.c    writes states and what became of them to a file, for test/x86
  *	main.c	    compares, reports
  *
  * Both run at privilege 3, in 64-bit and 32-bit code, at the same linear addresses, in pages
@@ -111,12 +112,34 @@ bool make_test(const struct form *f, struct rng *r, struct test *t);
 void host_open(void);
 void host_run(const struct test *t, struct outcome *out);
 
+/* One access that left the guest. */
+struct access {
+	u64 gva;
+	u32 kind;		/* HVI_ACCESS_* */
+	u32 size;		/* bytes in its page */
+};
+#define MAX_WATCHED	64u
+struct watched {
+	u32 count;
+	struct access access[MAX_WATCHED];
+};
+
 void guest_open(const char *library);
 void guest_run(const struct test *t, struct outcome *out);
+/* The same with every right taken away from DATA and STACK: each access exits and is let pass. */
+void guest_watch(const struct test *t, struct outcome *out, struct watched *w);
 /* For the next runs: CR0 bits set, CR4 bits cleared, XCR0. */
 void guest_control(u64 cr0_set, u64 cr4_clear, u64 xcr0);
 u8 *guest_data(void);		/* the guest's DATA and STACK, in that order */
 u8 *guest_stack(void);
+
+/* ---- the record ------------------------------------------------------------------- */
+
+void record_open(const char *path);
+/* One state: the memory before and, on the host, after; what the watched guest accessed. */
+void record_state(const struct test *t, const struct outcome *host, const struct watched *w,
+		  const u8 *before_data, const u8 *before_stack);
+void record_close(void);
 
 /* ---- conditions that a user program cannot set on the host ------------------------- */
 

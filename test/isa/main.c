@@ -1,6 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * main.c - isa [--filter TEXT] [--seed N] [--states N] [--json FILE] [--dumps N] [--library FILE]
+ * main.c - isa [--filter TEXT] [--mnemonics LIST] [--seed N] [--states N] [--json FILE]
+ *	    [--record FILE] [--dumps N] [--library FILE]
+ *
+ * --mnemonics: names with commas between them; only forms of these are tried.
+ * --record: the states that completed and agree, for test/x86.
  *
  * Exit code 0 when every state of every form agrees, 1 when not, 2 for bad arguments.
  */
@@ -117,7 +121,7 @@ static void dump(const struct form *f, const struct test *t, const struct outcom
 }
 
 struct options {
-	const char *filter, *json, *library;
+	const char *filter, *mnemonics, *json, *record, *library;
 	u64 seed;
 	u32 states, dumps;
 };
@@ -147,6 +151,10 @@ static struct options parse(int argc, char **argv)
 		}
 		if (!strcmp(argv[i], "--filter"))
 			o.filter = v;
+		else if (!strcmp(argv[i], "--mnemonics"))
+			o.mnemonics = v;
+		else if (!strcmp(argv[i], "--record"))
+			o.record = v;
 		else if (!strcmp(argv[i], "--seed"))
 			o.seed = number(v);
 		else if (!strcmp(argv[i], "--states"))
@@ -158,7 +166,7 @@ static struct options parse(int argc, char **argv)
 		else if (!strcmp(argv[i], "--library"))
 			o.library = v;
 		else {
-			fprintf(stderr, "isa: unknown option %s (--filter, --seed, --states, --dumps, --json, --library)\n",
+			fprintf(stderr, "isa: unknown option %s (--filter, --mnemonics, --seed, --states, --dumps, --json, --record, --library)\n",
 				argv[i]);
 			exit(2);
 		}
@@ -187,6 +195,22 @@ static void write_json(const char *path, const struct form *f, u32 n, const stru
 	fclose(out);
 }
 
+/* Once more with every access leaving the guest, and all of it to the record. False: it ends otherwise. */
+static bool record(const struct test *t, const struct outcome *h, u32 undefined)
+{
+	static struct watched w;
+	struct outcome g, host = *h;
+
+	memcpy(guest_data(), before_data, DATA_SIZE);
+	memcpy(guest_stack(), before_stack, STACK_SIZE);
+	guest_watch(t, &g, &w);
+	forget_undefined(t, &host, &g);
+	if (!same(t, &host, &g, undefined))
+		return false;
+	record_state(t, h, &w, before_data, before_stack);
+	return true;
+}
+
 /* One state of a form; true when it agrees (or nothing can be said). */
 static bool one(struct form *f, struct test *t, struct rng *r, const struct options *o, u32 state, u32 *dumps)
 {
@@ -213,13 +237,29 @@ static bool one(struct form *f, struct test *t, struct rng *r, const struct opti
 		f->completed++;
 	else
 		f->faults++;
-	if (same(t, &h, &g, undefined))
+	if (same(t, &h, &g, undefined) &&
+	    (!o->record || h.vector != 13 || h.s.rip == t->at || record(t, &h, undefined)))
 		return true;
 	f->mismatches++;
 	if (f->mismatches <= 2 && *dumps < o->dumps) {
 		dump(f, t, &h, &g, undefined, state);
 		++*dumps;
 	}
+	return false;
+}
+
+static bool wanted(const struct options *o, const struct form *f)
+{
+	const char *name = ZydisMnemonicGetString(f->mnemonic), *at = o->mnemonics;
+	size_t n = strlen(name);
+
+	if (o->filter && !strstr(f->name, o->filter))
+		return false;
+	if (!at)
+		return true;
+	for (; (at = strstr(at, name)); at += n)
+		if ((at == o->mnemonics || at[-1] == ',') && (!at[n] || at[n] == ','))
+			return true;
 	return false;
 }
 
@@ -235,10 +275,12 @@ int main(int argc, char **argv)
 	wrong = check_conditions(&rows);
 	printf("conditions %u mismatches %u\n", rows, wrong);
 	host_open();
+	if (o.record)
+		record_open(o.record);
 	for (u32 i = 0; i < n; i++) {
 		struct form *f = &forms[i];
 
-		if (o.filter && !strstr(f->name, o.filter))
+		if (!wanted(&o, f))
 			continue;
 		for (u32 k = 0; k < o.states; k++) {
 			struct rng r = { (o.seed * 0x9e3779b97f4a7c15ull) ^ f->key ^ ((u64)k << 32) ^ 0x1234567 };
@@ -257,6 +299,8 @@ int main(int argc, char **argv)
 			fflush(stdout);
 		}
 	}
+	if (o.record)
+		record_close();
 	if (o.json)
 		write_json(o.json, forms, n, &o);
 	printf("forms %u states %" PRIu64 " mismatches %u\n", used, states, bad);

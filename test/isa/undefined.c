@@ -205,6 +205,9 @@ void forget_undefined(const struct test *t, struct outcome *h, struct outcome *g
 {
 	bool fault = h->s.rip == t->at;
 
+	/* MXCSR_MASK: which bits of MXCSR the CPU has. AMD's have bit 17, which hvi's CPUID does not offer. */
+	memset(h->s.xs + 28, 0, 4);
+	memset(g->s.xs + 28, 0, 4);
 	/* TOP and tags after an MMX instruction that faulted: this CPU sets them for some; the SDM says nothing. */
 	if (fault && uses_mmx(t)) {
 		forget_top(h->s.xs);
