@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: MIT
+/** Every scenario, in the order of the transcript. */
+import { MODES, type Mode } from "./layout.ts";
+import type { Scenario } from "./scenario.ts";
+import { guest } from "./scenarios/guest.ts";
+
+export const suite: readonly Scenario[] = [...guest];
+
+/** Each scenario with each mode that it runs in. */
+export function runs(): { scenario: Scenario; mode: Mode }[] {
+  return MODES.flatMap((mode) =>
+    suite.filter((s) => s.modes?.includes(mode) ?? true).map((scenario) => ({ scenario, mode })),
+  );
+}
