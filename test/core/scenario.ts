@@ -8,6 +8,7 @@
  * exclude, on both backends; what it says by line() must be the same on both.
  */
 import { HVI_RWX } from "../../src/bridge/index.ts";
+import type { HookAction } from "../../src/ept/gpa-hooks.ts";
 import type { BackendName } from "../conformance/bench.ts";
 import type { Effort } from "./effort.ts";
 import { Core } from "./engine.ts";
@@ -23,6 +24,16 @@ export interface Scenario {
   readonly run: (t: Trial) => void;
   /** Leaves hooks behind: what is left is not looked at. */
   readonly leaves?: boolean;
+}
+
+/** Answers every call of a hook alike, and counts them. */
+export class Answer {
+  calls = 0;
+  readonly handler = (): HookAction => {
+    this.calls++;
+    return this.action;
+  };
+  constructor(readonly action: HookAction) {}
 }
 
 /** One run of a scenario. */

@@ -31,8 +31,14 @@ export interface Stub {
   readonly source?: number | "landing";
   /** More or less than said may be accessed: what is masked, or depends on the CPU's state. */
   readonly loose?: boolean;
-  /** By the delivery of an event, not by operands. */
+  /** By the delivery of an event, not by operands: a hook hears of the first access to each page. */
   readonly event?: boolean;
+  /** Reads what it wrote just before, so it goes wrong when that is denied. */
+  readonly readsBack?: boolean;
+  /** SF, ZF and PF are undefined after it; hv/soft takes them from the host's CPU, where they vary. */
+  readonly undefinedFlags?: boolean;
+  /** The pages to write are zero before. */
+  readonly zeroed?: boolean;
 }
 
 const LONG = ["long"] as const;
@@ -174,16 +180,23 @@ export const STUBS: readonly Stub[] = [
   row("cmp4_ld", "r4"),
   row("test4_ld", "r4"),
   row("add4_ld", "r4"),
-  row("imul4_ld", "r4"),
-  row("mul4_ld", "r4"),
-  row("div4_ld", "r4"),
+  row("imul4_ld", "r4", { undefinedFlags: true }),
+  row("mul4_ld", "r4", { undefinedFlags: true }),
+  row("div4_ld", "r4", { undefinedFlags: true }),
   row("bt4_ld", "r4"),
   row("bt4_far", "r4+12"),
   row("fld4_ld", "r4"),
   row("fild8_ld", "r8"),
   row("xlat_ld", "r1+17"),
-  row("fxrstor", "u512", { align: 16, loose: true }),
-  row("xrstor", "u512", { align: 64, avx: true, loose: true, registers: { ax: 7, dx: 0 } }),
+  row("fxrstor", "u512", { align: 16, loose: true, readsBack: true }),
+  row("xrstor", "u512", {
+    align: 64,
+    avx: true,
+    loose: true,
+    readsBack: true,
+    zeroed: true,
+    registers: { ax: 7, dx: 0 },
+  }),
 
   row("push_st", "wW-W"),
   row("push_i", "wW-W"),
@@ -233,7 +246,7 @@ export const STUBS: readonly Stub[] = [
   row("mov8_ld", "r8", { modes: LONG }),
   row("movsxd_ld", "r4", { modes: LONG }),
   row("cmp8_ld", "r8", { modes: LONG }),
-  row("imul8_ld", "r8", { modes: LONG }),
+  row("imul8_ld", "r8", { modes: LONG, undefinedFlags: true }),
   row("movs_indexed", "r4+20", { modes: LONG }),
   row("mov_gs", "r4", { modes: LONG }),
   row("pusha_st", "wW-W*-8", { modes: SHORT }),

@@ -2,9 +2,11 @@
 /** Every scenario, in the order of the transcript. */
 import { MODES, type Mode } from "./layout.ts";
 import type { Scenario } from "./scenario.ts";
+import { gpa } from "./scenarios/gpa.ts";
 import { guest } from "./scenarios/guest.ts";
+import { stubs } from "./scenarios/stubs.ts";
 
-export const suite: readonly Scenario[] = [...guest];
+export const suite: readonly Scenario[] = [...guest, ...stubs, ...gpa];
 
 /** Each scenario with each mode that it runs in. */
 export function runs(): { scenario: Scenario; mode: Mode }[] {
