@@ -4,9 +4,11 @@ import { MODES, type Mode } from "./layout.ts";
 import type { Scenario } from "./scenario.ts";
 import { gpa } from "./scenarios/gpa.ts";
 import { guest } from "./scenarios/guest.ts";
+import { soaks } from "./scenarios/soak.ts";
+import { storm } from "./scenarios/storm.ts";
 import { stubs } from "./scenarios/stubs.ts";
 
-export const suite: readonly Scenario[] = [...guest, ...stubs, ...gpa];
+export const suite: readonly Scenario[] = [...guest, ...stubs, ...gpa, ...storm, ...soaks];
 
 /** Each scenario with each mode that it runs in. */
 export function runs(): { scenario: Scenario; mode: Mode }[] {

@@ -6,7 +6,7 @@
 import { HVI_R, HVI_W } from "../../../src/bridge/index.ts";
 import { ALLOW, DENY } from "../../../src/ept/gpa-hooks.ts";
 import { PAGE } from "../layout.ts";
-import type { Scenario, Trial } from "../scenario.ts";
+import { hex, type Scenario, type Trial } from "../scenario.ts";
 import { changed, type Place, type Ran, StubBench } from "../stub-bench.ts";
 import { STUBS, type Stub } from "../stubs.ts";
 
@@ -27,11 +27,16 @@ const CF_OF = 0x801n;
 const SOURCES = [0, 1];
 const TARGETS = [2, 3];
 
-const bytes = (list: Iterable<number>): string =>
-  [...list]
-    .sort((a, b) => a - b)
-    .map((b) => b.toString(16))
-    .join(" ");
+/** Numbers as ranges. */
+function bytes(list: Iterable<number>): string {
+  const ranges: [number, number][] = [];
+  for (const n of [...list].sort((a, b) => a - b)) {
+    const last = ranges.at(-1);
+    if (last?.[1] === n) last[1]++;
+    else ranges.push([n, n + 1]);
+  }
+  return ranges.map(([from, to]) => `${hex(from)}+${to - from}`).join(" ");
+}
 
 function sameMemory(r: Round, ran: Ran, should: readonly Uint8Array[]): void {
   r.t.same(`${r.stub.name}: bytes that differ`, bytes(changed(should, ran.memory)), "");
