@@ -13,6 +13,8 @@ import { runs, suite } from "./suite.ts";
 const directory = resolve(import.meta.dir, "../../build/core");
 const images = imagesFrom(directory);
 const results: Result[] = [];
+/** Milliseconds: for a machine that does much else. */
+const LONG = 300_000;
 
 beforeAll(() => {
   mkdirSync(directory, { recursive: true });
@@ -25,11 +27,15 @@ test("the names of the scenarios are unique", () => {
 });
 
 for (const { scenario, mode } of runs()) {
-  test(`${scenario.name}.${mode}`, () => {
-    const result = runScenario(scenario, mode, "soft", images, FULL);
-    results.push(result);
-    expect(result.failures).toEqual([]);
-  });
+  test(
+    `${scenario.name}.${mode}`,
+    () => {
+      const result = runScenario(scenario, mode, "soft", images, FULL);
+      results.push(result);
+      expect(result.failures).toEqual([]);
+    },
+    LONG,
+  );
 }
 
 afterAll(() => {

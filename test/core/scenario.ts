@@ -9,9 +9,9 @@
  */
 import { HVI_RWX } from "../../src/bridge/index.ts";
 import type { HookAction } from "../../src/ept/gpa-hooks.ts";
+import { Introspection } from "../../src/introspection.ts";
 import type { BackendName } from "../conformance/bench.ts";
 import type { Effort } from "./effort.ts";
-import { Core } from "./engine.ts";
 import { CoreGuest } from "./guest.ts";
 import type { ImageSource } from "./image.ts";
 import { type Mode, PAGE, RAM_SIZE } from "./layout.ts";
@@ -39,7 +39,7 @@ export class Answer {
 /** One run of a scenario. */
 export class Trial {
   readonly guest: CoreGuest;
-  readonly core: Core;
+  readonly core: Introspection;
   readonly lines: string[] = [];
   readonly failures: string[] = [];
 
@@ -50,7 +50,7 @@ export class Trial {
     readonly effort: Effort,
   ) {
     this.guest = new CoreGuest(backend, images, mode);
-    this.core = new Core(this.guest);
+    this.core = new Introspection(this.guest.vm, this.guest.memory);
     this.guest.engine = this.core;
   }
 

@@ -93,22 +93,22 @@ export class StubBench {
   }
 
   /** Fills the four pages anew; what they hold. */
-  pages(stub: Stub, place: Place, ring: 0 | 3): Uint8Array[] {
+  pages(stub: Stub, place: Place, ring: 0 | 3, emptySource = false): Uint8Array[] {
     const { guest } = this.t;
     for (const [n, pa] of this.frames.entries()) {
-      if (stub.zeroed && n > 1) guest.ram.fill(0, pa, pa + PAGE);
+      if (n > 1 ? stub.zeroed : emptySource) guest.ram.fill(0, pa, pa + PAGE);
       else guest.ram.set(CONTENT[n] as Uint8Array, pa);
     }
-    if (stub.source !== undefined) {
+    if (stub.source !== undefined && !emptySource) {
       this.#putWord(this.#offset(stub, place, "si"), this.#sourceWord(stub, ring));
     }
     return this.frames.map((pa) => guest.bytes(pa, PAGE));
   }
 
-  /** Fills the pages anew and runs a stub. */
-  run(stub: Stub, place: Place, ring: 0 | 3): Ran {
+  /** Fills the pages anew, those of SI with zeros if asked, and runs a stub. */
+  run(stub: Stub, place: Place, ring: 0 | 3, emptySource = false): Ran {
     const { t } = this;
-    this.pages(stub, place, ring);
+    this.pages(stub, place, ring, emptySource);
     const si = this.#offset(stub, place, "si");
     const di = this.#offset(stub, place, "di");
     this.reports.length = 0;

@@ -21,6 +21,8 @@ interface Round {
   readonly before: readonly Uint8Array[];
   /** Runs it again; how it went. */
   run(): Ran;
+  /** The same with zeros in the pages at SI. */
+  runEmpty(): Ran;
 }
 
 const CF_OF = 0x801n;
@@ -105,6 +107,17 @@ function allowReads(r: Round): void {
   r.t.line(`${r.stub.name} ${r.bench.reportLine()}`);
 }
 
+/** Reads that are denied see zeros: all goes as if the page were empty. */
+function denyReads(r: Round): void {
+  // A jump to 0 is another matter.
+  if (r.stub.source === "landing" || r.bench.bytesOf(r.stub, r.place, "r").size === 0) return;
+  const empty = r.runEmpty();
+  r.bench.hook(HVI_R, SOURCES, () => DENY);
+  const ran = r.run();
+  sameOutcome({ ...r, plain: empty }, ran);
+  sameMemory(r, ran, [...r.before.slice(0, 2), ...empty.memory.slice(2)]);
+}
+
 function scenario(
   name: string,
   places: readonly Place[],
@@ -125,7 +138,8 @@ function scenario(
         const plain = bench.run(stub, place, ring);
         t.same(`${stub.name}: exception`, plain.outcome.fault, -1);
         const run = () => bench.run(stub, place, ring);
-        round({ t, bench, stub, place, plain, before, run });
+        const runEmpty = () => bench.run(stub, place, ring, true);
+        round({ t, bench, stub, place, plain, before, run, runEmpty });
         bench.unhook();
       }
     },
@@ -139,4 +153,5 @@ export const stubs: readonly Scenario[] = ([0, 3] as const).flatMap((ring) => [
   ...scenario("deny-writes", BOTH, ring, denyWrites),
   ...scenario("deny-first-page", ["edge"], ring, denyFirstPage),
   ...scenario("allow-reads", BOTH, ring, allowReads),
+  ...scenario("deny-reads", BOTH, ring, denyReads),
 ]);
