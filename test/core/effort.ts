@@ -17,4 +17,4 @@ export const FULL: Effort = {
   every: 1,
 };
 /** For a machine that is emulated. */
-export const BRIEF: Effort = { rounds: 3, storm: 300, every: 4 };
+export const BRIEF: Effort = { rounds: 3, storm: 200, every: 6 };

@@ -201,6 +201,11 @@ export class CoreGuest {
 
   /** Runs a stub (without "stub_") to its end or its first exception. */
   run(stub: string, o: RunOptions = {}): Outcome {
+    this.beginRun(stub, o);
+    return this.#outcome(this.finish());
+  }
+  /** The first half of run(), as begin() is of call(). */
+  beginRun(stub: string, o: RunOptions = {}): void {
     for (let i = 0; i < REGISTERS; i++) {
       const name = NAMES[i];
       this.put64(this.at("regs_in") + 8 * i, (name && o.registers?.[name]) ?? 0);
@@ -213,7 +218,9 @@ export class CoreGuest {
       this.ram.set(o.vectors?.[i] ?? [], to);
     }
     const user = o.ring === 3 ? 1 : 0;
-    const vector = this.call("run", this.symbol(`stub_${stub}`), user, o.space?.root ?? 0);
+    this.begin("run", this.symbol(`stub_${stub}`), user, o.space?.root ?? 0);
+  }
+  #outcome(vector: number): Outcome {
     return {
       // All ones is no vector.
       fault: vector > 255 ? -1 : vector,

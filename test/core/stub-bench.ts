@@ -184,14 +184,16 @@ export class StubBench {
     }
     return out;
   }
-  /** The reports as a line of the transcript. */
-  reportLine(): string {
-    return this.reports
-      .map(
-        (r) =>
-          `${r.kind & HVI_R ? "r" : ""}${r.kind & HVI_W ? "w" : ""}${r.page}:${hex(r.offset)}+${r.size}`,
-      )
-      .join(" ");
+  /**
+   * The reports as text for a transcript. In which order the operands of one instruction are read, and
+   * the parts of an event's frame written, is each CPU's own.
+   */
+  reportText(stub: Stub, sorted: boolean): string {
+    const all = this.reports.map((r) => {
+      const kind = `${r.kind & HVI_R ? "r" : ""}${r.kind & HVI_W ? "w" : ""}${r.page}`;
+      return stub.event ? kind : `${kind}:${hex(r.offset)}+${r.size}`;
+    });
+    return (sorted || stub.event ? all.sort() : all).join(" ");
   }
 }
 

@@ -7,8 +7,16 @@ import { guest } from "./scenarios/guest.ts";
 import { soaks } from "./scenarios/soak.ts";
 import { storm } from "./scenarios/storm.ts";
 import { stubs } from "./scenarios/stubs.ts";
+import { swapped } from "./scenarios/swapped.ts";
 
-export const suite: readonly Scenario[] = [...guest, ...stubs, ...gpa, ...storm, ...soaks];
+export const suite: readonly Scenario[] = [
+  ...guest,
+  ...stubs,
+  ...gpa,
+  ...swapped,
+  ...storm,
+  ...soaks,
+];
 
 /** Each scenario with each mode that it runs in. */
 export function runs(): { scenario: Scenario; mode: Mode }[] {

@@ -264,8 +264,8 @@ ONE set_cr3, mov AX, %cr3
 ONE get_cr3, mov %cr3, AX
 ONE set_cr4, mov AX, %cr4
 ONE get_cr4, mov %cr4, AX
-ONE clts, clts
-ONE lmsw, lmsw %ax
+STUB cr0_clts; mov AX, %cr0; clts; ret	/* outside, TS would stop the kernel's own moves */
+STUB lmsw_clts; lmsw %ax; clts; ret
 ONE xsetbv, xsetbv
 ONE xgetbv, xgetbv
 

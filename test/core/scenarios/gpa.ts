@@ -299,7 +299,14 @@ const implicit: Scenario = {
   name: "gpa.implicit",
   run: (t) => {
     const { space, va } = target(t);
-    const run = (what: string, gpa: number, right: number, stub: string, ring: 0 | 3): void => {
+    const run = (
+      what: string,
+      gpa: number,
+      right: number,
+      stub: string,
+      ring: 0 | 3,
+      shown: (kind: string) => boolean = () => true,
+    ): void => {
       const seen = new Set<string>();
       const hook = t.core.hooks.add(Math.floor(gpa / PAGE), right, (a) => {
         seen.add(kind(a));
@@ -310,7 +317,7 @@ const implicit: Scenario = {
       t.core.hooks.remove(hook);
       t.core.hooks.commit();
       t.check(seen.size > 0, `${what}: not called`);
-      t.line(`${what}: ${[...seen].sort().join(", ")}; vector ${o.fault}`);
+      t.line(`${what}: ${[...seen].filter(shown).sort().join(", ")}; vector ${o.fault}`);
     };
     run("IDT at an exception", t.guest.at("idt"), HVI_R, "undefined", 0);
     run("IDT at INT", t.guest.at("idt"), HVI_R, "nothing", 3);
@@ -321,7 +328,8 @@ const implicit: Scenario = {
     for (const [i, at] of space.path(va).entries()) {
       // PDPTEs of PAE are in the CPU; they are not read by a walk.
       if (t.mode === "pae" && i === 0) continue;
-      run(`table ${i} at a store`, at, HVI_R, "mov4_st", 3);
+      // Whether the kernel's half is walked depends on what the CPU still has in its caches.
+      run(`table ${i} at a store`, at, HVI_R, "mov4_st", 3, (k) => k.includes("user"));
     }
   },
 };

@@ -76,7 +76,7 @@ function allowWrites(r: Round): void {
   const wrong = [...r.bench.predicted].filter(([gpa, b]) => r.t.guest.memory.read8(gpa) !== b);
   r.t.same(`${r.stub.name}: bytes not as told before`, bytes(wrong.map(([gpa]) => gpa)), "");
   const unknown = r.bench.unknown > 0 ? ` bytes unknown ${r.bench.unknown} times` : "";
-  r.t.line(`${r.stub.name} ${r.bench.reportLine()}${unknown}`);
+  r.t.line(`${r.stub.name} ${r.bench.reportText(r.stub, false)}${unknown}`);
 }
 
 function denyWrites(r: Round): void {
@@ -85,7 +85,7 @@ function denyWrites(r: Round): void {
   const ran = r.run();
   sameOutcome(r, ran);
   sameMemory(r, ran, r.before);
-  r.t.line(`${r.stub.name} ${r.bench.reportLine()}`);
+  r.t.line(`${r.stub.name} ${r.bench.reportText(r.stub, false)}`);
 }
 
 /** The first page's part has no effect, the second's has. */
@@ -104,7 +104,7 @@ function allowReads(r: Round): void {
   sameOutcome(r, ran);
   sameMemory(r, ran, r.plain.memory);
   reported(r, "r", [...SOURCES, ...TARGETS]);
-  r.t.line(`${r.stub.name} ${r.bench.reportLine()}`);
+  r.t.line(`${r.stub.name} ${r.bench.reportText(r.stub, true)}`);
 }
 
 /** Reads that are denied see zeros: all goes as if the page were empty. */
