@@ -41,7 +41,14 @@ function bytes(list: Iterable<number>): string {
 }
 
 function sameMemory(r: Round, ran: Ran, should: readonly Uint8Array[]): void {
-  r.t.same(`${r.stub.name}: bytes that differ`, bytes(changed(should, ran.memory)), "");
+  const wrong = changed(should, ran.memory);
+  const at = (pages: readonly Uint8Array[], b: number) => pages[Math.floor(b / PAGE)]?.[b % PAGE];
+  const [first] = wrong;
+  const example =
+    first === undefined
+      ? ""
+      : `: ${hex(first)} is ${at(ran.memory, first)}, should be ${at(should, first)}`;
+  r.t.check(wrong.length === 0, `${r.stub.name}: bytes that differ ${bytes(wrong)}${example}`);
 }
 function sameOutcome(r: Round, ran: Ran): void {
   const flags = r.stub.undefinedFlags ? CF_OF : ~0n;
