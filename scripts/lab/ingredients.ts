@@ -27,6 +27,9 @@ const ROOT = join(import.meta.dir, "../..");
 /** What the conformance suite gives on hv/soft. */
 export const SOFT_TRANSCRIPT = join(ROOT, "build/lab/soft.transcript");
 
+/** What the core's scenarios give on hv/soft. */
+export const SOFT_CORE = join(ROOT, "build/lab/soft-core.transcript");
+
 /** Where the run of the attacks on hv/soft leaves its console and its alerts. */
 export const SOFT_ATTACKS = {
   console: join(ROOT, "build/lab/soft.console"),
@@ -218,6 +221,24 @@ async function conformance(w: Workshop): Promise<LabFile[]> {
   ];
 }
 
+/** The scenarios of the introspection core as one script, with the guest's images. */
+async function core(w: Workshop): Promise<LabFile[]> {
+  const dir = join(ROOT, "test/core");
+  await must(["make", "-s", "-C", join(dir, "guest")]);
+  const script = join(w.dir, "core.js");
+  const argv = [process.execPath, "build", "--target=bun", "--minify-syntax"];
+  await must([...argv, `--outfile=${script}`, join(dir, "main.ts")]);
+  const soft = [process.execPath, join(dir, "main.ts"), "--backend", "soft", "--brief"];
+  await must([...soft, "--out", SOFT_CORE], { cwd: ROOT });
+  const images = join(ROOT, "build/core");
+  const names = readdirSync(images).filter((name) => /\.(bin|sym)$/.test(name));
+  return [
+    { path: "lab/core/main.js", from: script },
+    { path: "lab/core/zydis.wasm", from: join(ROOT, "build/zydis.wasm") },
+    ...names.map((name) => ({ path: `lab/core/${name}`, from: join(images, name) })),
+  ];
+}
+
 /** bench/vmx/engine-cost.ts as one script, for the single executable like the conformance suite. */
 async function engineCost(w: Workshop): Promise<LabFile[]> {
   const script = join(w.dir, "engine-cost.js");
@@ -268,6 +289,7 @@ const INGREDIENTS = {
   kvm,
   hvi,
   conformance,
+  core,
   guest: stockGuest,
   "soft-attacks": softAttacks,
   "exit-cost": async (w: Workshop) => [await program(w, "bench/vmx/exit-cost.c")],

@@ -11,7 +11,13 @@ import { describe, judge as judgeRun, parseAlerts } from "../../fixtures/attacks
 import { SERIES, type Series } from "../../fixtures/kernels/kernels.ts";
 import { differences as transcriptDifferences } from "../../test/conformance/compare.ts";
 import type { CpuModel, Firmware } from "./bochs.ts";
-import { ATTACKS_APPEND, type Ingredient, SOFT_ATTACKS, SOFT_TRANSCRIPT } from "./ingredients.ts";
+import {
+  ATTACKS_APPEND,
+  type Ingredient,
+  SOFT_ATTACKS,
+  SOFT_CORE,
+  SOFT_TRANSCRIPT,
+} from "./ingredients.ts";
 import { STATE_STEPS } from "./states.ts";
 
 export interface StepResult {
@@ -162,6 +168,24 @@ true`,
           .join("");
       const soft = spp(readFileSync(SOFT_TRANSCRIPT, "utf8"));
       const found = transcriptDifferences(soft, spp(r.files.get("spp.transcript") ?? ""));
+      return found.map((d) => `differs from hv/soft: ${d}`);
+    },
+  },
+  {
+    name: "core",
+    needs: ["module", "hvi", "core"],
+    limit: 600,
+    script: `
+load
+BUN_BE_BUN=1 hvi /lab/core/main.js --backend vmx --brief --times --images /lab/core \
+	--zydis /lab/core/zydis.wasm --out /lab/out/core.transcript
+code=$?
+unload
+exit $code`,
+    judge: (r) => {
+      const transcript = r.files.get("core.transcript");
+      if (transcript === undefined) return ["no transcript came back"];
+      const found = transcriptDifferences(readFileSync(SOFT_CORE, "utf8"), transcript);
       return found.map((d) => `differs from hv/soft: ${d}`);
     },
   },

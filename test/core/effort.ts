@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: MIT
+/** How much the scenarios do: everything where it is quick, less in the lab. */
+
+export interface Effort {
+  /** Rounds of the soak. */
+  readonly rounds: number;
+  /** Writes of a hook storm. */
+  readonly storm: number;
+  /** Of the stubs, each nth in turn. */
+  readonly every: number;
+}
+
+/** HVI_CORE_ROUNDS: more or fewer rounds of the soak. */
+export const FULL: Effort = {
+  rounds: Number(process.env.HVI_CORE_ROUNDS ?? 1000),
+  storm: 100_000,
+  every: 1,
+};
+/** For a machine that is emulated. */
+export const BRIEF: Effort = { rounds: 3, storm: 200, every: 6 };

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: MIT
+/**
+ * The core's scenarios without a test framework, for places where only the single executable exists:
+ *   bun test/core/main.ts --backend soft|vmx --out FILE [--only TEXT] [--images DIR] [--zydis FILE] [--brief] [--times]
+ * --brief: fewer rounds and stubs, for a machine that is emulated; --times: what each took. Transcripts are compared with those
+ * of the same effort. Exit code 0: every scenario went as it should.
+ */
+import { mkdirSync, writeFileSync } from "node:fs";
+import { dirname, resolve } from "node:path";
+import { parseArgs } from "node:util";
+import { registerAsset } from "../../src/bridge/index.ts";
+import { type Result, transcriptOf } from "../conformance/runner.ts";
+import { BRIEF, FULL } from "./effort.ts";
+import { imagesFrom } from "./image.ts";
+import { runScenario } from "./runner.ts";
+import { runs } from "./suite.ts";
+
+const { values } = parseArgs({
+  options: {
+    backend: { type: "string", default: "soft" },
+    out: { type: "string" },
+    only: { type: "string", default: "" },
+    images: { type: "string", default: resolve(import.meta.dir, "../../build/core") },
+    zydis: { type: "string" },
+    brief: { type: "boolean", default: false },
+    times: { type: "boolean", default: false },
+  },
+});
+const { backend, out, only } = values;
+if (backend !== "soft" && backend !== "vmx") {
+  console.error(`core: --backend is soft or vmx, not ${backend}`);
+  process.exit(2);
+}
+if (values.zydis !== undefined) registerAsset("zydis.wasm", values.zydis);
+const images = imagesFrom(values.images);
+
+const results: Result[] = [];
+const failures: string[] = [];
+function report(line: string): void {
+  console.log(line);
+  failures.push(line);
+}
+for (const { scenario, mode } of runs()) {
+  if (!`${scenario.name}.${mode}`.includes(only)) continue;
+  const started = performance.now();
+  const r = runScenario(scenario, mode, backend, images, values.brief ? BRIEF : FULL);
+  results.push(r);
+  if (values.times) console.log(`${r.name}: ${(performance.now() - started).toFixed(0)} ms`);
+  if (r.failures.length === 0) continue;
+  report(`FAIL ${r.name}`);
+  for (const f of r.failures) report(`     ${f}`);
+}
+if (out !== undefined) {
+  mkdirSync(dirname(resolve(out)), { recursive: true });
+  writeFileSync(out, transcriptOf(results));
+  // The lab shows only the end of what a step says.
+  writeFileSync(`${out}.failures`, failures.map((line) => `${line}\n`).join(""));
+}
+const failed = results.filter((r) => r.failures.length > 0).length;
+console.log(`core on ${backend}: ${results.length - failed} passed, ${failed} failed`);
+process.exit(failed === 0 && results.length > 0 ? 0 : 1);

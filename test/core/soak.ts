@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: MIT
+/**
+ * Hooks of every kind on a guest at work, set and removed again and again. A kind is a function that
+ * sets some over the work's pages and answers with what removes them; one line in KINDS adds it.
+ */
+import { HVI_R, HVI_W, HVI_X } from "../../src/bridge/index.ts";
+import { ALLOW } from "../../src/ept/gpa-hooks.ts";
+import { PAGE, SOURCE, TARGET } from "./layout.ts";
+import type { Trial } from "./scenario.ts";
+import type { Space } from "./space.ts";
+import { workload } from "./workload.ts";
+
+/** Pages of the work, and its length. */
+const PAGES = 4;
+const ROUNDS = 200;
+
+export interface Work {
+  readonly t: Trial;
+  readonly space: Space;
+  /** Linear address of the first page. */
+  readonly va: number;
+  /** Linear address of a page with code that is called once a round. */
+  readonly code: number;
+}
+
+export type Kind = (w: Work) => () => void;
+
+/** Reads, writes and fetches by physical address. */
+const physical: Kind = ({ t, space, va, code }) => {
+  const { hooks } = t.core;
+  const gfn = (address: number): number => Math.floor(space.memory.gpaOf(address) / PAGE);
+  const set = [
+    hooks.add(gfn(va), HVI_W, () => ALLOW),
+    hooks.add(gfn(va), HVI_W, () => ALLOW, { start: 100, end: 200, priority: 3 }),
+    hooks.add(gfn(va + PAGE), HVI_R, () => ALLOW),
+    hooks.add(gfn(code), HVI_X, () => ALLOW),
+  ];
+  return () => {
+    for (const hook of set) hooks.remove(hook);
+  };
+};
+
+export const KINDS: readonly Kind[] = [physical];
+
+/** inc %eax; ret */
+const INC_RET = Uint8Array.of(0x83, 0xc0, 0x01, 0xc3);
+
+/** The guest's work on its pages, and what they should hold. */
+export class Worker {
+  readonly work: Work;
+  readonly #words = new Uint32Array((PAGES * PAGE) / 4);
+
+  constructor(t: Trial) {
+    const space = t.guest.space();
+    const va = TARGET[t.mode];
+    space.mapNew(va, PAGES);
+    const code = SOURCE[t.mode];
+    const [frame] = space.mapNew(code, 1);
+    t.guest.ram.set(INC_RET, frame);
+    this.work = { t, space, va, code };
+  }
+
+  /** One round of work in ring 3, with a page swapped out before it. */
+  go(round: number): void {
+    const { t, space, va, code } = this.work;
+    const called = t.guest.run("call_ax", { ring: 3, space, registers: { ax: code } });
+    t.same("exception of the call", called.fault, -1);
+    space.swapOut(va + (round % PAGES) * PAGE);
+    const registers = { si: va, cx: this.#words.length, dx: ROUNDS, ax: round };
+    const done = t.guest.run("workload", { ring: 3, space, registers });
+    t.same("exception", done.fault, -1);
+    const sum = Number(BigInt.asUintN(32, done.registers[0] ?? 0n));
+    t.same(`sum of round ${round}`, sum, workload(this.#words, ROUNDS, round));
+  }
+
+  /** What the pages hold is what the work should have left. */
+  compare(): void {
+    const { t, space, va } = this.work;
+    const bytes = new Uint8Array(this.#words.buffer);
+    for (let i = 0; i < PAGES; i++) {
+      const gpa = space.memory.gpaOf(va + i * PAGE);
+      // One may be out.
+      if (gpa < 0) continue;
+      const same = Buffer.compare(
+        t.guest.bytes(gpa, PAGE),
+        bytes.subarray(i * PAGE, (i + 1) * PAGE),
+      );
+      t.same(`page ${i} as the work left it`, same, 0);
+    }
+  }
+}

@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: MIT
+/** Every scenario, in the order of the transcript. */
+import { MODES, type Mode } from "./layout.ts";
+import type { Scenario } from "./scenario.ts";
+import { gpa } from "./scenarios/gpa.ts";
+import { guest } from "./scenarios/guest.ts";
+import { soaks } from "./scenarios/soak.ts";
+import { storm } from "./scenarios/storm.ts";
+import { stubs } from "./scenarios/stubs.ts";
+import { swapped } from "./scenarios/swapped.ts";
+
+export const suite: readonly Scenario[] = [
+  ...guest,
+  ...stubs,
+  ...gpa,
+  ...swapped,
+  ...storm,
+  ...soaks,
+];
+
+/** Each scenario with each mode that it runs in. */
+export function runs(): { scenario: Scenario; mode: Mode }[] {
+  return MODES.flatMap((mode) =>
+    suite.filter((s) => s.modes?.includes(mode) ?? true).map((scenario) => ({ scenario, mode })),
+  );
+}
