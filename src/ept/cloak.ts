@@ -38,7 +38,7 @@ export interface CloakOptions {
   patched?: Uint8Array;
   /** Write `patched` into the guest now, and into pages that come in later. */
   apply?: boolean;
-  /** Code that runs inside this region reads real bytes, not what others see. */
+  /** The engine's own code, in whatever region it runs, reads here what really stands there. */
   allowInternal?: boolean;
   /** Told of each write to the region that the guest tries. */
   onWrite?: (access: PageAccess, cloak: Cloak) => CloakWrite;
@@ -124,7 +124,8 @@ export class Cloaks {
   cloak(space: AddressSpace, gva: number, length: number, options: CloakOptions = {}): CloakResult {
     const refuse = (reason: string): CloakResult => ({ ok: false, reason });
     const first = Math.floor(gva / PAGE_SIZE) * PAGE_SIZE;
-    if (!(length > 0 && gva + length <= first + MAX_PAGES * PAGE_SIZE)) {
+    const whole = Number.isInteger(gva) && Number.isInteger(length);
+    if (!(whole && length > 0 && gva + length <= first + MAX_PAGES * PAGE_SIZE)) {
       return refuse(`a region has 1 byte to ${MAX_PAGES} pages, not ${length} bytes from there`);
     }
     for (const bytes of [options.original, options.patched]) {
@@ -334,7 +335,7 @@ export class Cloaks {
 
   #onRead(cloak: Cloak, access: PageAccess): HookAction {
     cloak.reads++;
-    if (isInternal(cloak, access)) this.#hooks.showReal();
+    if (this.#isInternal(cloak, access)) this.#hooks.showReal();
     return ALLOW;
   }
 
@@ -343,7 +344,15 @@ export class Cloaks {
     const wish = cloak.options.onWrite?.(access, cloak) ?? BLOCK;
     if (wish === ABSORB) this.#absorb(cloak, part, access);
     // The backend drops what of a write falls on a region, unless the page is shown as it is.
-    return isInternal(cloak, access) ? DENY : ALLOW;
+    return this.#isInternal(cloak, access) ? DENY : ALLOW;
+  }
+
+  /** The engine's own code makes the access, and is to see what really stands there. */
+  #isInternal(cloak: Cloak, access: PageAccess): boolean {
+    if (cloak.options.allowInternal !== true) return false;
+    const { rip } = access.vcpu;
+    for (const other of this.#all) if (other.contains(rip)) return true;
+    return false;
   }
 
   /** Puts the part of a write that falls on the region into the original bytes. */
@@ -355,11 +364,6 @@ export class Cloaks {
     const bytes = this.#bytes.slice(from - access.gpa, to - access.gpa);
     this.modifyOriginal(cloak, bytes, part.offset + (from - part.gpa));
   }
-}
-
-/** The region's own code makes the access, and is to see what really stands there. */
-function isInternal(cloak: Cloak, access: PageAccess): boolean {
-  return cloak.options.allowInternal === true && cloak.contains(access.vcpu.rip);
 }
 
 /** The same tables, whatever the PCID. */

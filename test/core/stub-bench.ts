@@ -105,10 +105,14 @@ export class StubBench {
     return this.frames.map((pa) => guest.bytes(pa, PAGE));
   }
 
-  /** Fills the pages anew, those of SI with zeros if asked, and runs a stub. */
-  run(stub: Stub, place: Place, ring: 0 | 3, emptySource = false): Ran {
+  /**
+   * Fills the pages anew, those of SI with zeros if asked, and runs a stub.
+   * @param ready called when the pages are filled
+   */
+  run(stub: Stub, place: Place, ring: 0 | 3, emptySource = false, ready?: () => void): Ran {
     const { t } = this;
     this.pages(stub, place, ring, emptySource);
+    ready?.();
     const si = this.#offset(stub, place, "si");
     const di = this.#offset(stub, place, "di");
     this.reports.length = 0;

@@ -2,6 +2,7 @@
 /** Every scenario, in the order of the transcript. */
 import { MODES, type Mode } from "./layout.ts";
 import type { Scenario } from "./scenario.ts";
+import { cloaks } from "./scenarios/cloak.ts";
 import { gpa } from "./scenarios/gpa.ts";
 import { guest } from "./scenarios/guest.ts";
 import { soaks } from "./scenarios/soak.ts";
@@ -13,6 +14,7 @@ export const suite: readonly Scenario[] = [
   ...guest,
   ...stubs,
   ...gpa,
+  ...cloaks,
   ...swapped,
   ...storm,
   ...soaks,
