@@ -27,7 +27,7 @@ export function parseProtect(list: string): Protection[] {
   }
 }
 
-export interface Introspection {
+export interface IntrospectedMachine {
   readonly engine: Engine;
   readonly alerts: AlertQueue;
   /** The guest cannot go on. */
@@ -45,7 +45,7 @@ export function introspect(
   machine: Machine,
   chosen: readonly Protection[],
   path: string | undefined,
-): Introspection {
+): IntrospectedMachine {
   const sinks: AlertSink[] = [];
   if (path !== undefined) {
     try {
