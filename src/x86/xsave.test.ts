@@ -16,8 +16,12 @@ import {
   XsaveLayout,
 } from "./xsave.ts";
 
-const count = (n: number, from = 1): Uint8Array =>
-  Uint8Array.from({ length: n }, (_, i) => from + i);
+/** n bytes that count up. */
+function count(n: number, from = 1): Uint8Array<ArrayBuffer> {
+  const bytes = new Uint8Array(n);
+  for (let i = 0; i < n; i++) bytes[i] = from + i;
+  return bytes;
+}
 
 describe("registers of an XSAVE area", () => {
   test("XMM and YMM", () => {
