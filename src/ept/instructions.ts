@@ -15,6 +15,9 @@ import {
 } from "../x86/index.ts";
 import type { ExitAccesses, PageAccess } from "./gpa-hooks.ts";
 
+/** Address spaces of a vCPU that are kept ready. */
+const SPACES = 32;
+
 /** What a vCPU's instructions see. Made once for a vCPU; its memory follows the control registers. */
 class VcpuContext implements InsnContext {
   readonly vcpu: Vcpu;
@@ -22,11 +25,11 @@ class VcpuContext implements InsnContext {
   readonly #vm: Vm;
   readonly #physical: PhysicalMemory;
   #layout: XsaveLayout | undefined;
+  /** Virtual memory remembers no translations: it serves as long as its registers are the same. */
+  readonly #spaces: (VirtualMemory | undefined)[] = new Array(SPACES).fill(undefined);
   #cr0: number;
-  #cr3: number;
   #cr4: number;
   #efer: number;
-  #long: boolean;
 
   constructor(vm: Vm, physical: PhysicalMemory, vcpu: Vcpu) {
     this.vcpu = vcpu;
@@ -34,32 +37,28 @@ class VcpuContext implements InsnContext {
     this.#physical = physical;
     this.memory = virtualMemoryOf(vcpu, physical);
     this.#cr0 = vcpu.cr0;
-    this.#cr3 = vcpu.cr3;
     this.#cr4 = vcpu.cr4;
     this.#efer = vcpu.efer;
-    this.#long = cpuMode(vcpu) === "long";
   }
 
-  /** Virtual memory remembers no translations: while the registers stay, it serves again. */
   follow(): void {
     const { vcpu } = this;
     const { cr0, cr3, cr4, efer } = vcpu;
-    const long = cpuMode(vcpu) === "long";
-    if (
-      this.#cr3 === cr3 &&
-      this.#cr0 === cr0 &&
-      this.#cr4 === cr4 &&
-      this.#efer === efer &&
-      this.#long === long
-    ) {
-      return;
+    if (this.#cr0 !== cr0 || this.#cr4 !== cr4 || this.#efer !== efer) {
+      this.#spaces.fill(undefined);
+      this.#cr0 = cr0;
+      this.#cr4 = cr4;
+      this.#efer = efer;
     }
-    this.memory = virtualMemoryOf(vcpu, this.#physical);
-    this.#cr0 = cr0;
-    this.#cr3 = cr3;
-    this.#cr4 = cr4;
-    this.#efer = efer;
-    this.#long = long;
+    const pointerSize = cpuMode(vcpu) === "long" ? 8 : 4;
+    // Roots are neighbours: a process's pair of tables, processes made one after the other.
+    const slot = (Math.floor(cr3 / 4096) ^ (pointerSize & 4)) & (SPACES - 1);
+    let memory = this.#spaces[slot];
+    if (memory?.root !== cr3 || memory.pointerSize !== pointerSize) {
+      memory = virtualMemoryOf(vcpu, this.#physical);
+      this.#spaces[slot] = memory;
+    }
+    this.memory = memory;
   }
   xsave(): Uint8Array {
     return this.#vm.xsaveOf(this.vcpu.index);
@@ -105,9 +104,8 @@ export class ExitInstructions implements ExitAccesses {
     if (context === undefined) {
       context = new VcpuContext(this.#vm, this.#memory, vcpu);
       this.#contexts[vcpu.index] = context;
-    } else {
-      context.follow();
     }
+    context.follow();
     return context;
   }
 

@@ -51,6 +51,8 @@ export class Written {
   readonly bytes = new Uint8Array(MAX_VALUE);
   /** The bytes that stand there now. */
   readonly old = new Uint8Array(MAX_VALUE);
+  readonly view = new DataView(this.bytes.buffer);
+  readonly oldView = new DataView(this.old.buffer);
 }
 
 /** Fills out.bytes; out.old and out.size are set. False: out.missing says why. */
@@ -66,40 +68,37 @@ type Rule = (
 
 /** Bytes that a vector or a memory source is read into. */
 const buffer = new Uint8Array(MAX_VALUE);
+const bufferView = new DataView(buffer.buffer);
 /** The integer read last: halves, zero-extended unless it is an immediate. */
 let lo = 0;
 let hi = 0;
-/** The old value of the destination. */
+/** The old value of a destination of at most 8 bytes. */
 let oldLo = 0;
 let oldHi = 0;
 
-function word(bytes: Uint8Array, i: number, n: number): number {
-  let value = 0;
-  for (let k = i; k < n && k < i + 4; k++) value |= bytes[k] << (8 * (k - i));
-  return value >>> 0;
-}
-function putHalves(out: Uint8Array, at: number, n: number, low: number, high: number): void {
-  for (let i = 0; i < n; i++) out[at + i] = (i < 4 ? low : high) >>> (8 * (i & 3));
-}
-/** The result of an integer rule. */
+/** The result of an integer rule. What stands behind out.size does not count. */
 function put(out: Written, low: number, high: number): boolean {
-  putHalves(out.bytes, 0, out.size, low, high);
+  out.view.setUint32(0, low, true);
+  out.view.setUint32(4, high, true);
   return true;
+}
+function putHalves(to: Uint8Array, at: number, n: number, low: number, high: number): void {
+  for (let i = 0; i < n; i++) to[at + i] = (i < 4 ? low : high) >>> (8 * (i & 3));
+}
+function word(bytes: Uint8Array, i: number): number {
+  return (bytes[i] | (bytes[i + 1] << 8) | (bytes[i + 2] << 16) | (bytes[i + 3] << 24)) >>> 0;
 }
 function miss(out: Written, why: NoValue): boolean {
   out.missing = why;
   return false;
 }
 
-/** Reads a register into `to`, as many of the n bytes as it has; the others become 0. */
+/** Reads n bytes of a register into `to`; those that it does not have become 0. */
 function readRegister(c: InsnContext, info: RegisterInfo, to: Uint8Array, n: number): boolean {
   switch (info.kind) {
     case "gpr":
       putHalves(to, 0, Math.min(n, 8), registerLo(c.vcpu, info), registerHi(c.vcpu, info));
       for (let i = 8; i < n; i++) to[i] = 0;
-      return true;
-    case "segment":
-      putHalves(to, 0, Math.min(n, 8), c.vcpu.segSelector(info.index), 0);
       return true;
     case "xmm":
     case "ymm":
@@ -130,7 +129,26 @@ function readOperand(
   return readRegister(c, registerInfo(operand.register), to, n) || miss(out, "not worked out");
 }
 
-/** Takes an integer operand (at most 8 bytes, its own size) into lo and hi. */
+/** Takes n bytes of memory, at most 8, into lo and hi. */
+function takeMemory(c: InsnContext, gva: number, n: number): boolean {
+  const { memory } = c;
+  if ((gva & 0xfff) + n > 0x1000 || (n & (n - 1)) !== 0) {
+    bufferView.setUint32(0, 0, true);
+    bufferView.setUint32(4, 0, true);
+    if (!readBytes(memory, gva, buffer, n)) return false;
+    lo = bufferView.getUint32(0, true);
+    hi = bufferView.getUint32(4, true);
+    return true;
+  }
+  const gpa = memory.gpaOf(gva);
+  if (gpa < 0) return false;
+  const { physical } = memory;
+  hi = n === 8 ? physical.read32(gpa + 4) : 0;
+  lo = n >= 4 ? physical.read32(gpa) : n === 2 ? physical.read16(gpa) : physical.read8(gpa);
+  return lo >= 0 && hi >= 0;
+}
+
+/** Takes an integer operand (its own size, at most 8 bytes) into lo and hi. */
 function take(
   c: InsnContext,
   insn: Instruction,
@@ -138,21 +156,54 @@ function take(
   out: Written,
   rip: number,
 ): boolean {
-  if (operand !== undefined && operand.type === OPERAND_IMMEDIATE) {
+  if (operand === undefined) return miss(out, "not worked out");
+  const n = Math.min(operand.size, 8);
+  if (operand.type === OPERAND_MEMORY) {
+    const at = linearAddress(c.vcpu, insn, operand, rip);
+    return takeMemory(c, at, n) || miss(out, "absent memory");
+  }
+  if (operand.type === OPERAND_IMMEDIATE) {
     lo = operand.lo;
     hi = operand.hi;
     return true;
   }
-  const n = operand === undefined ? 0 : Math.min(operand.size, 8);
-  if (!readOperand(c, insn, operand, buffer, n, out, rip)) return false;
-  lo = word(buffer, 0, n);
-  hi = word(buffer, 4, n);
+  if (operand.type !== OPERAND_REGISTER) return miss(out, "not worked out");
+  const info = registerInfo(operand.register);
+  if (info.kind === "gpr") {
+    lo = registerLo(c.vcpu, info);
+    hi = registerHi(c.vcpu, info);
+    return true;
+  }
+  if (info.kind === "segment") {
+    lo = c.vcpu.segSelector(info.index);
+    hi = 0;
+    return true;
+  }
+  bufferView.setUint32(0, 0, true);
+  bufferView.setUint32(4, 0, true);
+  if (!readRegister(c, info, buffer, n)) return miss(out, "not worked out");
+  lo = bufferView.getUint32(0, true);
+  hi = bufferView.getUint32(4, true);
   return true;
 }
 
-function takeOld(out: Written): void {
-  oldLo = word(out.old, 0, out.size);
-  oldHi = word(out.old, 4, out.size);
+/** Takes what the destination holds now, into out.old and, up to 8 bytes, oldLo and oldHi. */
+function takeOld(
+  c: InsnContext,
+  insn: Instruction,
+  target: Operand,
+  out: Written,
+  rip: number,
+): boolean {
+  if (out.size > 8) return readOperand(c, insn, target, out.old, out.size, out, rip);
+  if (Number.isNaN(out.gva)) {
+    if (!take(c, insn, target, out, rip)) return false;
+  } else if (!takeMemory(c, out.gva, out.size)) return miss(out, "absent memory");
+  oldLo = lo >>> 0;
+  oldHi = hi >>> 0;
+  out.oldView.setUint32(0, oldLo, true);
+  out.oldView.setUint32(4, oldHi, true);
+  return true;
 }
 
 // ---- moves --------------------------------------------------------------------------------
@@ -211,15 +262,11 @@ type Combine = (out: Written, carry: number) => boolean;
 function binary(f: Combine): Rule {
   return (c, insn, _target, out, rip) => {
     if (!take(c, insn, insn.operands[1], out, rip)) return false;
-    takeOld(out);
     return f(out, c.vcpu.rflags & RFLAGS_CF);
   };
 }
 function unary(f: Combine): Rule {
-  return (_c, _insn, _target, out) => {
-    takeOld(out);
-    return f(out, 0);
-  };
+  return (_c, _insn, _target, out) => f(out, 0);
 }
 function sum(out: Written, carry: number): boolean {
   const low = (oldLo >>> 0) + (lo >>> 0) + carry;
@@ -257,7 +304,6 @@ enum Shift {
 function shift(kind: Shift): Rule {
   return (c, insn, _target, out, rip) => {
     if (!take(c, insn, insn.operands[1], out, rip)) return false;
-    takeOld(out);
     const top = 8 * out.size - 1;
     const wide = top === 63;
     let low = oldLo | 0;
@@ -295,7 +341,6 @@ function shift(kind: Shift): Rule {
 function changeBit(f: (value: number, bit: number) => number): Rule {
   return (c, insn, _target, out, rip) => {
     if (!take(c, insn, insn.operands[1], out, rip)) return false;
-    takeOld(out);
     const i = lo & (8 * out.size - 1);
     const bit = 1 << (i & 31);
     return i < 32 ? put(out, f(oldLo, bit), oldHi) : put(out, oldLo, f(oldHi, bit));
@@ -304,7 +349,6 @@ function changeBit(f: (value: number, bit: number) => number): Rule {
 
 /** CMPXCHG: the source when the accumulator equals the destination, the old value otherwise. */
 const compareExchange: Rule = (c, insn, _target, out, rip) => {
-  takeOld(out);
   const accumulator = registerInfo(insn.operands[2].register);
   const same =
     registerLo(c.vcpu, accumulator) === oldLo &&
@@ -325,8 +369,8 @@ const compareExchangePair: Rule = (c, _insn, _target, out) => {
   return true;
 };
 function equalsHalf(vcpu: Vcpu, register: number, out: Written, at: number, n: number): boolean {
-  if (word(out.old, at, at + 4) !== vcpu.gprLo(register)) return false;
-  return n === 4 || word(out.old, at + 4, at + 8) === vcpu.gprHi(register);
+  if (word(out.old, at) !== vcpu.gprLo(register)) return false;
+  return n === 4 || word(out.old, at + 4) === vcpu.gprHi(register);
 }
 
 /** SETcc: conditions in the order of their encoding. */
@@ -466,9 +510,9 @@ const addPacked: Rule = (c, insn, _target, out, rip) => {
   const first = insn.operands[insn.visibleCount - 2];
   if (!readOperand(c, insn, first, addend, out.size, out, rip)) return false;
   if (!readOperand(c, insn, source, buffer, out.size, out, rip)) return false;
-  const mxcsr = word(c.xsave(), MXCSR_OFFSET, MXCSR_OFFSET + 4);
+  const mxcsr = word(c.xsave(), MXCSR_OFFSET);
   for (let i = 0; i < out.size; i += 4) {
-    const there = addFloats(word(addend, i, i + 4) | 0, word(buffer, i, i + 4) | 0, mxcsr);
+    const there = addFloats(word(addend, i) | 0, word(buffer, i) | 0, mxcsr);
     if (!there) return miss(out, "faults");
     putHalves(out.bytes, i, 4, floatSum, 0);
   }
@@ -562,7 +606,7 @@ function compute(
     if (isRepeatedZero(c.vcpu, insn)) return miss(out, "writes nothing");
     out.gva = linearAddress(c.vcpu, insn, target, rip);
   }
-  if (!readOperand(c, insn, target, out.old, size, out, rip)) return false;
+  if (!takeOld(c, insn, target, out, rip)) return false;
   if (!rule(c, insn, target, out, rip)) return false;
   out.missing = undefined;
   return true;

@@ -257,7 +257,6 @@ describe("access lists", () => {
       }
     }
     complaints.check();
-    console.log(`${states} states, ${accesses} accesses, ${forms.size} forms with memory`);
     expect(states).toBeGreaterThan(40_000);
     expect(accesses).toBeGreaterThan(20_000);
     expect(forms.size).toBeGreaterThan(1000);
