@@ -12,8 +12,6 @@ import {
 const TWO32 = 4294967296;
 const utf8 = new TextDecoder("utf-8");
 const utf16 = new TextDecoder("utf-16le");
-/** Bytes that are read one by one. */
-const FEW = 16;
 /** The longest string that is read, whatever the caller asks. */
 const STRING_LIMIT = 65536;
 /** The longest copy that read() and map() make: a length may come from the guest. */
@@ -162,14 +160,7 @@ export class VirtualMemory implements AddressSpace {
     while (done < into.length) {
       const n = Math.min(into.length - done, 0x1000 - ((gva + done) & 0xfff));
       const gpa = this.at(gva + done);
-      // A view is an object to be made: for a few bytes, reading them one by one is faster.
-      if (gpa >= 0 && n <= FEW && this.physical.read8(gpa) >= 0) {
-        for (let i = 0; i < n; i++) into[done + i] = this.physical.read8(gpa + i);
-      } else {
-        const page = gpa < 0 ? undefined : this.physical.ram.view(gpa, n);
-        if (!page) break;
-        into.set(page, done);
-      }
+      if (gpa < 0 || !this.physical.copyOut(gpa, n, into, done)) break;
       done += n;
     }
     return done;
@@ -190,9 +181,7 @@ export class VirtualMemory implements AddressSpace {
       const n = Math.min(into.length - done, 0x1000 - (at & 0xfff));
       const high = (hi + Math.floor(at / TWO32)) | 0;
       const gpa = this.walk.toHalves(at >>> 0, high, undefined);
-      const page = gpa < 0 ? undefined : this.physical.ram.view(gpa, n);
-      if (!page) break;
-      into.set(page, done);
+      if (gpa < 0 || !this.physical.copyOut(gpa, n, into, done)) break;
       done += n;
     }
     return done;
