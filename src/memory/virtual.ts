@@ -91,7 +91,10 @@ export class VirtualMemory implements AddressSpace {
   gpaOf(gva: number): number {
     return this.walk.to(gva, this.last);
   }
-  /** The same without the record, faster. */
+  /** The same with a record of the caller's, or without one, which is faster. */
+  walkTo(gva: number, out: Translation | undefined): number {
+    return this.walk.to(gva, out);
+  }
   private at(gva: number): number {
     return this.walk.to(gva, undefined);
   }
@@ -314,7 +317,7 @@ export class VirtualMemory implements AddressSpace {
    * writing leaves the guest no time to change a table in between.
    */
   private locate(gva: number, length: number): Float64Array | undefined {
-    if (!(length >= 0 && length <= WRITE_LIMIT)) return undefined;
+    if (!(length >= 0 && length <= WRITE_LIMIT) || !Number.isSafeInteger(gva)) return undefined;
     const pages = length === 0 ? 0 : Math.ceil(((gva & 0xfff) + length) / 0x1000);
     const out = pages <= targets.length ? targets : new Float64Array(pages);
     for (let i = 0, at = gva; i < pages; i++, at += 0x1000 - (at & 0xfff)) {
