@@ -19,7 +19,7 @@ const ARROWS: Record<string, readonly string[]> = {
   memory: ["bridge"],
   x86: ["memory", "bridge"],
   ept: ["x86", "memory", "bridge"],
-  guest: ["memory", "bridge"],
+  guest: ["x86", "memory", "bridge"],
   protect: ["alerts", "guest", "ept", "x86", "memory", "bridge"],
   "engine.ts": ["alerts", "protect", "guest", "ept", "memory", "bridge"],
   machine: ["x86", "memory", "bridge", "errors.ts", "version.ts"],

@@ -43,7 +43,7 @@ export class WriteAccess {
   /**
    * Takes over the state of a vCPU.
    * @param ring whose rights count; the vCPU's own when left out
-   * @param pkru PKRU, where CR4.PKE is set (GuestState.pkru); -1 when not known
+   * @param pkru PKRU, where CR4.PKE is set; -1 when not known
    */
   from(vcpu: Vcpu, ring = vcpu.cpl, pkru = -1): this {
     const cr4 = vcpu.cr4;
