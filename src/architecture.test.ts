@@ -21,7 +21,7 @@ const ARROWS: Record<string, readonly string[]> = {
   x86: ["memory", "bridge"],
   ept: ["x86", "memory", "bridge", "hook-action.ts"],
   registers: ["bridge", "hook-action.ts"],
-  guest: ["memory", "bridge"],
+  guest: ["x86", "memory", "bridge"],
   protect: ["alerts", "guest", "ept", "x86", "memory", "bridge"],
   "statistics.ts": ["bridge"],
   "introspection.ts": ["ept", "registers", "memory", "bridge", "statistics.ts"],

@@ -30,7 +30,7 @@ export class FakeTables {
   readonly root: number;
   private readonly entrySize: 4 | 8;
 
-  /** @param next page-aligned guest physical address below 4 GiB where tables may stand */
+  /** @param next page-aligned guest physical address where tables may stand; below 4 GiB for modes of 32 bits */
   constructor(
     private readonly memory: PhysicalMemory,
     readonly mode: Exclude<PagingMode, "none">,
@@ -73,12 +73,13 @@ export class FakeTables {
       }
       const present = this.memory.read32(entry);
       if ((present & PTE_P) !== 0) {
-        table = (present & 0xfffff000) >>> 0;
+        const high = this.entrySize === 8 ? this.memory.read32(entry + 4) & 0xfffff : 0;
+        table = high * TWO32 + ((present & 0xfffff000) >>> 0);
         continue;
       }
       table = this.take();
       const inner = this.mode === "pae" && shift === 30 ? PTE_P : PTE_P | PTE_RW | PTE_US;
-      this.put(entry, table | inner, 0);
+      this.put(entry, ((table >>> 0) | inner) >>> 0, Math.floor(table / TWO32));
     }
     throw new Error(`no ${size}-byte pages in ${this.mode} paging`);
   }

@@ -377,6 +377,12 @@ describe("virtual memory", () => {
       expect(m.map(0, length)).toBeUndefined();
       expect(m.fill(0, length, 0)).toBe(false);
     }
+    for (const gva of [Number.NaN, 2 ** 60, Number.NEGATIVE_INFINITY]) {
+      expect(v.write(gva, Uint8Array.of(1, 2))).toBe(false);
+      expect(v.fill(gva, 2, 1)).toBe(false);
+      expect(v.write32(gva, 1)).toBe(false);
+      expect(v.read(gva, 2)).toBeUndefined();
+    }
     expect(v.readString(KERNEL, -5)).toBe("");
     expect(v.read(KERNEL + 0x5000, 0)).toEqual(new Uint8Array(0));
     expect(v.write(KERNEL + 0x5001, new Uint8Array(0))).toBe(true);

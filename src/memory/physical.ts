@@ -3,8 +3,8 @@ import type { GuestRam } from "../bridge/ram.ts";
 import { RAM_CHUNK } from "../bridge/ram.ts";
 
 const TWO32 = 4294967296;
-/** Bytes that are copied one by one. */
-const FEW = 16;
+/** Bytes that are copied one by one: up to here that is faster than to make a view, and leaves no garbage. */
+const FEW = 64;
 
 /** A 64-bit value as two unsigned halves. */
 export interface U64 {
@@ -21,8 +21,10 @@ const FRAMES = 2 ** 31;
 interface Stretch {
   readonly gfn: number;
   readonly frames: number;
+  readonly bytes: Uint8Array;
   readonly words: Uint32Array;
-  /** Word in `words` of its first byte. */
+  readonly view: DataView;
+  /** Its first byte in them. */
   readonly start: number;
 }
 
@@ -45,8 +47,10 @@ function stretchesOf(ram: GuestRam): Stretch[] {
       out.push({
         gfn: (slot.gpa + done) / 0x1000,
         frames: Math.floor(size / 0x1000),
+        bytes: ram.bytes[chunk],
         words: ram.words[chunk],
-        start: within / 4,
+        view: ram.views[chunk],
+        start: within,
       });
       done += size;
     }
@@ -67,8 +71,8 @@ export class PhysicalMemory implements TableSource {
   /** Byte that bytesAt() was asked for. */
   byteIndex = 0;
   private readonly scratch: U64 = { lo: 0, hi: 0 };
-  // The first gigabyte of the first slot, where nearly all accesses go. Indices into it are made
-  // integers by `| 0`: with a double, JIT code that expects integers is thrown away again and again.
+  // The first gigabyte of the first slot, where most accesses go. An index is made an integer by
+  // `| 0`: with a double, JIT code that expects integers is thrown away again and again.
   private readonly firstGpa: number;
   private readonly firstSize: number;
   private readonly firstView: DataView;
@@ -98,30 +102,25 @@ export class PhysicalMemory implements TableSource {
   read8(gpa: number): number {
     const at = gpa - this.firstGpa;
     if (at >= 0 && at < this.firstSize) return this.firstView.getUint8(at | 0);
-    const offset = this.ram.offsetOf(gpa);
-    if (offset < 0) return -1;
-    const chunk = Math.floor(offset / RAM_CHUNK);
-    return this.ram.bytes[chunk][offset - chunk * RAM_CHUNK];
+    const s = this.stretchAt(gpa);
+    return s === undefined ? -1 : s.view.getUint8(this.byteIndex);
   }
   read16(gpa: number): number {
     const at = gpa - this.firstGpa;
     if (at >= 0 && at <= this.firstSize - 2) return this.firstView.getUint16(at | 0, true);
+    const s = this.stretchAt(gpa);
+    if (s === undefined) return -1;
+    if ((this.byteIndex & 0xfff) <= 0xffe) return s.view.getUint16(this.byteIndex, true);
     const lo = this.read8(gpa);
     const hi = this.read8(gpa + 1);
-    return lo < 0 || hi < 0 ? -1 : lo | (hi << 8);
+    return hi < 0 ? -1 : lo | (hi << 8);
   }
   read32(gpa: number): number {
     const at = gpa - this.firstGpa;
     if (at >= 0 && at <= this.firstSize - 4) return this.firstView.getUint32(at | 0, true);
-    return this.read32Slow(gpa);
-  }
-  private read32Slow(gpa: number): number {
-    const offset = this.ram.offsetOf(gpa);
-    const chunk = Math.floor(offset / RAM_CHUNK);
-    // Inside a page, chunk and slot do not change.
-    if (offset >= 0 && (gpa & 0xfff) <= 0xffc) {
-      return this.ram.views[chunk].getUint32(offset - chunk * RAM_CHUNK, true);
-    }
+    const s = this.stretchAt(gpa);
+    if (s === undefined) return -1;
+    if ((this.byteIndex & 0xfff) <= 0xffc) return s.view.getUint32(this.byteIndex, true);
     const lo = this.read16(gpa);
     const hi = this.read16(gpa + 2);
     return lo < 0 || hi < 0 ? -1 : lo + hi * 0x10000;
@@ -133,6 +132,14 @@ export class PhysicalMemory implements TableSource {
       const i = at | 0;
       out.lo = this.firstView.getUint32(i, true);
       out.hi = this.firstView.getUint32(i + 4, true);
+      return true;
+    }
+    const s = this.stretchAt(gpa);
+    if (s === undefined) return false;
+    const i = this.byteIndex;
+    if ((i & 0xfff) <= 0xff8) {
+      out.lo = s.view.getUint32(i, true);
+      out.hi = s.view.getUint32(i + 4, true);
       return true;
     }
     const lo = this.read32(gpa);
@@ -155,18 +162,28 @@ export class PhysicalMemory implements TableSource {
   /**
    * The words of the page table (or whatever else is read as words) in a frame;
    * `wordIndex` tells where. Undefined when there is no RAM. Integers only, and
-   * no search where one stretch of RAM follows another: walks live on this.
+   * a search only where one stretch of RAM ends: walks live on this.
    */
   tableAt(gfn: number): Uint32Array | undefined {
-    const s = this.recent;
-    const at = (gfn - s.gfn) | 0;
-    if (at >= 0 && at < s.frames) {
-      this.wordIndex = s.start + (at << 10);
-      return s.words;
-    }
-    return this.searchTable(gfn);
+    const r = this.recent;
+    const at = (gfn - r.gfn) | 0;
+    const s = at >= 0 && at < r.frames ? r : this.search(gfn);
+    if (s === undefined) return undefined;
+    this.wordIndex = (s.start >> 2) + ((gfn - s.gfn) << 10);
+    return s.words;
   }
-  private searchTable(gfn: number): Uint32Array | undefined {
+  /** The stretch of an address, with `byteIndex` set; undefined when there is no RAM. */
+  private stretchAt(gpa: number): Stretch | undefined {
+    if (!(gpa >= 0 && gpa < FRAMES * 0x1000)) return undefined;
+    const gfn = (gpa / 0x1000) | 0;
+    const r = this.recent;
+    const at = (gfn - r.gfn) | 0;
+    const s = at >= 0 && at < r.frames ? r : this.search(gfn);
+    if (s === undefined) return undefined;
+    this.byteIndex = s.start + ((gfn - s.gfn) << 12) + ((gpa - gfn * 0x1000) | 0);
+    return s;
+  }
+  private search(gfn: number): Stretch | undefined {
     const { byGib, stretches } = this;
     const gib = gfn >>> 18;
     if (gib >= byGib.length) return undefined;
@@ -176,8 +193,7 @@ export class PhysicalMemory implements TableSource {
       if (at < 0) return undefined;
       if (at < s.frames) {
         this.recent = s;
-        this.wordIndex = s.start + (at << 10);
-        return s.words;
+        return s;
       }
     }
     return undefined;
@@ -188,21 +204,41 @@ export class PhysicalMemory implements TableSource {
    * where. Undefined when there is no RAM. Unlike ram.view() it allocates nothing.
    */
   bytesAt(gpa: number): Uint8Array | undefined {
-    const offset = this.ram.offsetOf(gpa);
-    if (offset < 0) return undefined;
-    const chunk = Math.floor(offset / RAM_CHUNK);
-    this.byteIndex = offset - chunk * RAM_CHUNK;
-    return this.ram.bytes[chunk];
+    return this.stretchAt(gpa)?.bytes;
   }
 
+  /** Copies n bytes that lie in one page to into[at]; false when they are not RAM. */
+  copyOut(gpa: number, n: number, into: Uint8Array, at: number): boolean {
+    if (n > FEW) {
+      const page = this.ram.view(gpa, n);
+      if (page) into.set(page, at);
+      return page !== undefined;
+    }
+    const bytes = this.bytesAt(gpa);
+    if (!bytes) return false;
+    const from = this.byteIndex;
+    for (let i = 0; i < n; i++) into[at + i] = bytes[from + i];
+    return true;
+  }
+  /** Copies n bytes from bytes[at] to where they lie in one page; false when that is not RAM. */
+  private copyIn(gpa: number, n: number, bytes: Uint8Array, at: number): boolean {
+    if (n > FEW) {
+      const page = this.ram.view(gpa, n);
+      page?.set(n === bytes.length ? bytes : bytes.subarray(at, at + n));
+      return page !== undefined;
+    }
+    const into = this.bytesAt(gpa);
+    if (!into) return false;
+    const to = this.byteIndex;
+    for (let i = 0; i < n; i++) into[to + i] = bytes[at + i];
+    return true;
+  }
   /** Copies as much as is RAM from gpa on; returns the bytes copied. */
   readPartial(gpa: number, into: Uint8Array): number {
     let done = 0;
     while (done < into.length) {
       const n = Math.min(into.length - done, 0x1000 - ((gpa + done) & 0xfff));
-      const page = this.ram.view(gpa + done, n);
-      if (!page) break;
-      into.set(page, done);
+      if (!this.copyOut(gpa + done, n, into, done)) break;
       done += n;
     }
     return done;
@@ -227,31 +263,41 @@ export class PhysicalMemory implements TableSource {
   }
 
   write8(gpa: number, value: number): boolean {
-    const offset = this.ram.offsetOf(gpa);
-    if (offset < 0) return false;
-    const chunk = Math.floor(offset / RAM_CHUNK);
-    this.ram.bytes[chunk][offset - chunk * RAM_CHUNK] = value;
-    return true;
+    const s = this.stretchAt(gpa);
+    s?.view.setUint8(this.byteIndex, value);
+    return s !== undefined;
   }
   write16(gpa: number, value: number): boolean {
+    const s = this.stretchAt(gpa);
+    if (s === undefined) return false;
+    if ((this.byteIndex & 0xfff) <= 0xffe) {
+      s.view.setUint16(this.byteIndex, value, true);
+      return true;
+    }
     if (!this.ram.contains(gpa, 2)) return false;
-    this.write8(gpa, value);
-    return this.write8(gpa + 1, value >>> 8);
+    return this.write8(gpa, value) && this.write8(gpa + 1, value >>> 8);
   }
   write32(gpa: number, value: number): boolean {
-    const at = gpa - this.firstGpa;
-    if (at >= 0 && at <= this.firstSize - 4) {
-      this.firstView.setUint32(at | 0, value, true);
+    const s = this.stretchAt(gpa);
+    if (s === undefined) return false;
+    if ((this.byteIndex & 0xfff) <= 0xffc) {
+      s.view.setUint32(this.byteIndex, value, true);
       return true;
     }
     if (!this.ram.contains(gpa, 4)) return false;
-    this.write16(gpa, value);
-    return this.write16(gpa + 2, value >>> 16);
+    return this.write16(gpa, value) && this.write16(gpa + 2, value >>> 16);
   }
   writeU64(gpa: number, lo: number, hi: number): boolean {
+    const s = this.stretchAt(gpa);
+    if (s === undefined) return false;
+    const i = this.byteIndex;
+    if ((i & 0xfff) <= 0xff8) {
+      s.view.setUint32(i, lo, true);
+      s.view.setUint32(i + 4, hi, true);
+      return true;
+    }
     if (!this.ram.contains(gpa, 8)) return false;
-    this.write32(gpa, lo);
-    return this.write32(gpa + 4, hi);
+    return this.write32(gpa, lo) && this.write32(gpa + 4, hi);
   }
   /** Writes all bytes or, when some of the range is not RAM, none. */
   write(gpa: number, bytes: Uint8Array): boolean {
@@ -283,12 +329,7 @@ export class PhysicalMemory implements TableSource {
     for (let i = 0, done = 0; done < bytes.length; i++) {
       const gpa = pages[i];
       const n = Math.min(bytes.length - done, 0x1000 - (gpa & 0xfff));
-      // A view is an object to be made: few bytes go one by one.
-      if (n <= FEW) {
-        for (let k = 0; k < n; k++) this.write8(gpa + k, bytes[done + k]);
-      } else {
-        this.ram.view(gpa, n)?.set(n === bytes.length ? bytes : bytes.subarray(done, done + n));
-      }
+      this.copyIn(gpa, n, bytes, done);
       done += n;
     }
   }

@@ -85,9 +85,9 @@ const MODES: Readonly<Record<PagingMode, Mode>> = {
   none: { name: "none", levels: [], entrySize: 4, rootLo: 0, rootHi: 0, topBit: 31 },
   "32": {
     name: "32",
-    // Bits 20..13 of a 4 MiB entry are address bits 39..32 (PSE-36); bit 21 is reserved.
+    // Bits 20..13 of a 4 MiB entry are address bits 39..32 (PSE-36), as far as MAXPHYADDR goes.
     levels: [
-      level("PDE", 22, { indexMask: 0x3ff, large: true, reservedLarge: 0x00200000 }),
+      level("PDE", 22, { indexMask: 0x3ff, large: true }),
       level("PTE", 12, { indexMask: 0x3ff }),
     ],
     entrySize: 4,
@@ -213,6 +213,8 @@ export class Walk {
   private reservedHiBare = 0;
   /** PS counts. */
   private large = false;
+  /** Bits of a 4 MiB entry that must be 0: 21, and those of an address beyond MAXPHYADDR (SDM 4.3). */
+  private reservedPse = 0;
   private table = -1;
   /** Word of the first table in its frame: the four PDPTEs of PAE paging stand anywhere. */
   private within = 0;
@@ -233,6 +235,7 @@ export class Walk {
     // No rights, no NX: bits 63..52 are reserved.
     this.reservedHiBare = this.reservedHi | (0xfff00000 | 0);
     this.large = features.pse || m.entrySize === 8;
+    this.reservedPse = m.entrySize === 4 ? 0x400000 - (1 << (Math.min(40, physicalBits) - 19)) : 0;
     const rootLo = root & m.rootLo;
     this.table = frameOf(rootLo, Math.floor(root / TWO32) & m.rootHi);
     this.within = (rootLo & 0xfff) >>> 2;
@@ -289,7 +292,7 @@ export class Walk {
         anyHi |= entryHi;
       }
       const isLeaf = shift === 12 || (l.large && this.large && (entryLo & PTE_PS) !== 0);
-      const badLo = isLeaf && shift !== 12 ? l.reservedLarge : l.reserved;
+      const badLo = isLeaf && shift !== 12 ? l.reservedLarge | this.reservedPse : l.reserved;
       const badHi = l.rights ? this.reservedHi : this.reservedHiBare;
       if (((entryLo & badLo) | (entryHi & badHi)) !== 0) {
         return failed(out, this.mode, TranslationStatus.Reserved);

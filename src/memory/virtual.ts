@@ -12,8 +12,6 @@ import {
 const TWO32 = 4294967296;
 const utf8 = new TextDecoder("utf-8");
 const utf16 = new TextDecoder("utf-16le");
-/** Bytes that are read one by one. */
-const FEW = 16;
 /** The longest string that is read, whatever the caller asks. */
 const STRING_LIMIT = 65536;
 /** The longest copy that read() and map() make: a length may come from the guest. */
@@ -93,7 +91,10 @@ export class VirtualMemory implements AddressSpace {
   gpaOf(gva: number): number {
     return this.walk.to(gva, this.last);
   }
-  /** The same without the record, faster. */
+  /** The same with a record of the caller's, or without one, which is faster. */
+  walkTo(gva: number, out: Translation | undefined): number {
+    return this.walk.to(gva, out);
+  }
   private at(gva: number): number {
     return this.walk.to(gva, undefined);
   }
@@ -162,14 +163,7 @@ export class VirtualMemory implements AddressSpace {
     while (done < into.length) {
       const n = Math.min(into.length - done, 0x1000 - ((gva + done) & 0xfff));
       const gpa = this.at(gva + done);
-      // A view is an object to be made: for a few bytes, reading them one by one is faster.
-      if (gpa >= 0 && n <= FEW && this.physical.read8(gpa) >= 0) {
-        for (let i = 0; i < n; i++) into[done + i] = this.physical.read8(gpa + i);
-      } else {
-        const page = gpa < 0 ? undefined : this.physical.ram.view(gpa, n);
-        if (!page) break;
-        into.set(page, done);
-      }
+      if (gpa < 0 || !this.physical.copyOut(gpa, n, into, done)) break;
       done += n;
     }
     return done;
@@ -190,9 +184,7 @@ export class VirtualMemory implements AddressSpace {
       const n = Math.min(into.length - done, 0x1000 - (at & 0xfff));
       const high = (hi + Math.floor(at / TWO32)) | 0;
       const gpa = this.walk.toHalves(at >>> 0, high, undefined);
-      const page = gpa < 0 ? undefined : this.physical.ram.view(gpa, n);
-      if (!page) break;
-      into.set(page, done);
+      if (gpa < 0 || !this.physical.copyOut(gpa, n, into, done)) break;
       done += n;
     }
     return done;
@@ -325,7 +317,7 @@ export class VirtualMemory implements AddressSpace {
    * writing leaves the guest no time to change a table in between.
    */
   private locate(gva: number, length: number): Float64Array | undefined {
-    if (!(length >= 0 && length <= WRITE_LIMIT)) return undefined;
+    if (!(length >= 0 && length <= WRITE_LIMIT) || !Number.isSafeInteger(gva)) return undefined;
     const pages = length === 0 ? 0 : Math.ceil(((gva & 0xfff) + length) / 0x1000);
     const out = pages <= targets.length ? targets : new Float64Array(pages);
     for (let i = 0, at = gva; i < pages; i++, at += 0x1000 - (at & 0xfff)) {
