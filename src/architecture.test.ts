@@ -24,7 +24,7 @@ const ARROWS: Record<string, readonly string[]> = {
   guest: ["x86", "memory", "bridge"],
   protect: ["alerts", "guest", "ept", "x86", "memory", "bridge"],
   "statistics.ts": ["bridge"],
-  "introspection.ts": ["ept", "registers", "memory", "bridge", "statistics.ts"],
+  "introspection.ts": ["guest", "ept", "registers", "memory", "bridge", "statistics.ts"],
   "engine.ts": [
     "introspection.ts",
     "alerts",

@@ -17,8 +17,10 @@ import { Cloaks } from "./ept/cloak.ts";
 import { ALLOW, GpaHooks } from "./ept/gpa-hooks.ts";
 import { GvaHooks } from "./ept/gva-hooks.ts";
 import { ExitInstructions } from "./ept/instructions.ts";
+
 import { Integrity } from "./ept/integrity.ts";
 import { PageTables, type WrittenBytes } from "./ept/page-tables.ts";
+import { GuestState } from "./guest/state.ts";
 import {
   type AddressSpace,
   GuestMemory,
@@ -36,6 +38,7 @@ import { Statistics } from "./statistics.ts";
  */
 export class Introspection {
   readonly memory: GuestMemory;
+  readonly state: GuestState;
   readonly instructions: ExitInstructions;
   readonly hooks: GpaHooks;
   readonly tables: PageTables;
@@ -53,6 +56,7 @@ export class Introspection {
 
   constructor(vm: Vm, memory: PhysicalMemory) {
     this.memory = new GuestMemory(memory);
+    this.state = new GuestState(vm, this.memory);
     this.instructions = new ExitInstructions(vm, memory);
     this.written = (access, out) => this.instructions.bytes(access, out);
     this.hooks = new GpaHooks(vm, this.instructions);
@@ -80,6 +84,7 @@ export class Introspection {
   handle(vcpu: Vcpu): boolean {
     const reason = vcpu.exitReason;
     this.statistics.count(reason);
+    this.state.current = vcpu;
     this.hooks.settle(vcpu);
     this.registers.settle();
     const ours = this.#dispatch(vcpu, reason);

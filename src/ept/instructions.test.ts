@@ -64,28 +64,6 @@ describe("the instruction behind an exit", () => {
     vcpu.rip = 0x1000;
     expect(instructions.accesses(vcpu)).toBeUndefined();
   });
-  test("how many bytes it accesses from an address on", () => {
-    const { vcpu, instructions, code } = setup();
-    const size = (text: string, gva: number): number => {
-      code(text);
-      return instructions.size(vcpu, gva);
-    };
-    expect(size("89 03", DATA)).toBe(4);
-    expect(size("89 03", DATA + 3)).toBe(1);
-    expect(size("89 03", DATA + 4)).toBe(0);
-    expect(size("89 03", DATA - 1)).toBe(0);
-    expect(size("48 8d 03", DATA)).toBe(0);
-    vcpu.setGprNumber(abi.HVI_RBX, DATA + 0xffe);
-    // The part in the first page goes on in the second; the second begins there.
-    expect(size("48 89 03", DATA + 0xffe)).toBe(8);
-    expect(size("48 89 03", DATA + 0x1000)).toBe(6);
-    // Several pieces in one page: PUSH of the stack's own memory, ENTER.
-    vcpu.setGprNumber(abi.HVI_RBX, DATA);
-    expect(size("ff 33", DATA + 0x7f8)).toBe(0);
-    expect(size("c8 08 00 02", DATA + 0x7f8)).toBe(0);
-    vcpu.rip = 0x1000;
-    expect(size("89 03", DATA)).toBe(0);
-  });
   test("the bytes it would write, also behind a page's edge", () => {
     const { vcpu, instructions, code } = setup();
     const out = new Uint8Array(16);
@@ -132,7 +110,7 @@ describe("the instruction behind an exit", () => {
     const { vcpu, instructions, code } = setup();
     code("89 03");
     for (let i = 0; i < 10; i++) instructions.accesses(vcpu);
-    expect([instructions.cache.hits, instructions.cache.misses]).toEqual([9, 1]);
+    expect(instructions.read()).toEqual({ hits: 9, misses: 1 });
     // Over the edge of a page too.
     vcpu.rip = CODE + 0xfff;
     const first = instructions.instruction(vcpu);
