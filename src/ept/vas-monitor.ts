@@ -8,8 +8,8 @@ import { addressBounds } from "./paging-entry.ts";
  * translation in a space, or in half of it, with its linear address, level, old and new entry.
  *
  * That is costly: all table pages of the space are hooked. One that is written 4096 times, with fewer
- * than 64 changes of translations among the writes, is therefore left alone until the next poll(), which
- * tells what has changed meanwhile and hooks it again. See docs/hooks.md.
+ * than 64 changes of translations among the writes, is therefore left alone until the next
+ * PageTables.poll(), which tells what has changed meanwhile and hooks it again. See docs/hooks.md.
  */
 
 export interface VasMonitorOptions {
@@ -38,7 +38,7 @@ export class VasMonitor {
   /**
    * Monitors a space. Its tables are hooked when it returns.
    * @param changed told of each entry whose translation changes; its record is used again. `vcpu` is
-   *   undefined for changes that poll() or a host's write brought to light
+   *   undefined for changes that PageTables.poll() or a host's write brought to light
    * @returns what stop() takes, whose `complete` is false when the tables are too many; undefined when
    *   the space cannot have the range
    */
@@ -66,13 +66,5 @@ export class VasMonitor {
     for (const [watch, of] of this.#watches) {
       if (rootTable(of.mode, of.root) === root) this.stop(watch);
     }
-  }
-
-  /**
-   * Tells what has changed in tables that are not hooked at the moment, and hooks them again. About once
-   * a second; with no such table it costs nothing.
-   */
-  poll(): void {
-    this.#tables.poll();
   }
 }
