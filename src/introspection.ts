@@ -79,8 +79,8 @@ export class Introspection {
     this.statistics = new Statistics(vm);
     for (const part of [
       this.hooks,
-      this.tables,
       this.instructions,
+      this.tables,
       this.registers,
       this.integrity,
     ]) {
