@@ -16,10 +16,12 @@ import {
 import { Cloaks } from "./ept/cloak.ts";
 import { ALLOW, GpaHooks } from "./ept/gpa-hooks.ts";
 import { GvaHooks } from "./ept/gva-hooks.ts";
+import { HookObjects } from "./ept/hook-objects.ts";
 import { ExitInstructions } from "./ept/instructions.ts";
-
 import { Integrity } from "./ept/integrity.ts";
 import { PageTables, type WrittenBytes } from "./ept/page-tables.ts";
+import { Unpacker } from "./ept/unpacker.ts";
+import { VasMonitor } from "./ept/vas-monitor.ts";
 import { GuestState } from "./guest/state.ts";
 import {
   type AddressSpace,
@@ -43,6 +45,9 @@ export class Introspection {
   readonly hooks: GpaHooks;
   readonly tables: PageTables;
   readonly gva: GvaHooks;
+  readonly objects: HookObjects;
+  readonly monitor: VasMonitor;
+  readonly unpacker: Unpacker;
   readonly cloaks: Cloaks;
   readonly registers: RegisterHooks;
   readonly integrity: Integrity;
@@ -62,6 +67,9 @@ export class Introspection {
     this.hooks = new GpaHooks(vm, this.instructions);
     this.tables = new PageTables(this.hooks, memory, this.written);
     this.gva = new GvaHooks(this.hooks, this.tables, memory);
+    this.objects = new HookObjects(this.gva);
+    this.monitor = new VasMonitor(this.tables);
+    this.unpacker = new Unpacker(this.gva);
     this.cloaks = new Cloaks(vm, memory, this.hooks, this.tables, this.written);
     this.registers = new RegisterHooks(vm);
     this.integrity = new Integrity(memory);
@@ -72,7 +80,13 @@ export class Introspection {
     });
     this.#second = vm.info.tscKhz * 1000;
     this.statistics = new Statistics(vm);
-    for (const part of [this.hooks, this.instructions, this.registers, this.integrity]) {
+    for (const part of [
+      this.hooks,
+      this.instructions,
+      this.tables,
+      this.registers,
+      this.integrity,
+    ]) {
       this.statistics.add(part);
     }
   }

@@ -18,6 +18,10 @@ export class EptRanges {
   get length(): number {
     return this.used;
   }
+  /** No other range fits: hand these over first. */
+  get isFull(): boolean {
+    return this.used === EPT_RANGES_MAX;
+  }
   /** The memory handed to the backend. */
   get memory(): Block {
     return this.block;

@@ -86,6 +86,15 @@ describe("rights", () => {
     expect(backend.restricted(0).size).toBe(101);
   });
 
+  test("of more pages than one call takes change all the same", () => {
+    const { vm, backend } = fakeVm({ size: 0x24000000 });
+    const hooks = new GpaHooks(vm, noInstructions);
+    for (let gfn = 0; gfn < 140_000; gfn += 2) hooks.add(gfn, HVI_W, () => ALLOW);
+    hooks.commit();
+    expect(backend.count("HVI_EPT_SET")).toBe(2);
+    expect(backend.restricted(0).size).toBe(70_000);
+  });
+
   test.each([
     [HVI_R | HVI_W, 0, 4096],
     [HVI_W, -1, 8],

@@ -265,12 +265,17 @@ export class GpaHooks {
       if (page.hooks.length === 0) this.#pages.delete(page.gfn);
       if (rights === page.rights) continue;
       page.rights = rights;
+      if (this.#ranges.isFull) this.#setRanges();
       this.#ranges.add(page.gfn, 1, rights);
     }
     changed.length = 0;
-    if (this.#ranges.length === 0) return;
+    if (this.#ranges.length > 0) this.#setRanges();
+  }
+
+  #setRanges(): void {
     this.counters.commits++;
     this.#vm.setRightsBatch(this.#view, this.#ranges);
+    this.#ranges.clear();
   }
 
   /**

@@ -153,8 +153,8 @@ describe("the hook follows", () => {
   });
 });
 
-describe("removal", () => {
-  test("inside the hook's own handler", () => {
+describe("removal and adding", () => {
+  test("removal inside the hook's own handler", () => {
     const guest = new TablesGuest();
     const tables = new FakeTables(guest.memory, "4level", 0x10000);
     tables.map(GVA, 0x50000);
@@ -170,7 +170,7 @@ describe("removal", () => {
     expect([calls, guest.gva.count, guest.isUntouched()]).toEqual([1, 0, true]);
   });
 
-  test("and adding inside `moved`", () => {
+  test("both inside `moved`", () => {
     const { guest, where, hook, leaf } = setup(HVI_W, ALLOW, {
       end: 0x3000,
       moved: (moved) => {
@@ -185,7 +185,20 @@ describe("removal", () => {
     expect(guest.without(HVI_W).filter((gfn) => gfn >= 0x50)).toEqual([]);
   });
 
-  test("after a move that memory has not shown yet leaves no handler behind", () => {
+  test("adding one whose entry the same instruction writes", () => {
+    let other: GvaHook | undefined;
+    const { guest, where, leaf } = setup(HVI_W, ALLOW, {
+      moved: () => {
+        other = guest.gva.add(where, GVA + 0x1000, HVI_X, () => ALLOW);
+      },
+    });
+    guest.write(leaf, [...entry(0x80007), ...entry(0x81007)]);
+    expect([other?.gpa, guest.without(HVI_X)]).toEqual([0x81000, [0x81]]);
+    guest.exit();
+    expect([other?.gpa, guest.tables.counters.withoutEffect]).toEqual([0x81000, 0]);
+  });
+
+  test("removal after a move that memory has not shown yet leaves no handler behind", () => {
     const { guest, hook, leaf, calls } = setup(HVI_W);
     guest.write(leaf, entry(0x80007), { happens: false });
     guest.gva.remove(hook);

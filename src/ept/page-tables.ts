@@ -60,7 +60,7 @@ export type WrittenBytes = (access: PageAccess, out: Uint8Array) => number;
 export interface PageTablesLimits {
   /** Places of tables in all trees together. */
   nodes: number;
-  /** Places of one table page: tables that point to themselves have very many. */
+  /** Places of one table page, at most 32767: tables that point to themselves have very many. */
   nodesOfPage: number;
   /** A table is not hooked any more after so many writes... */
   relaxWrites: number;
@@ -91,8 +91,6 @@ export interface PageTablesCounters {
 
 /** Hooks that wait for a write to be seen in memory; more, and the wait ends. */
 const RETIRED_MAX = 4096;
-/** Bytes by which hooks grow: the part of a page that the CPU can watch alone (sub-page permissions). */
-const HOOK_GRAIN = 128;
 
 /** An entry that was found changed, until the watches are told. */
 interface EntryChange {
@@ -107,6 +105,8 @@ interface EntryChange {
 }
 
 export class PageTables {
+  /** Of Statistics. */
+  readonly name = "page tables";
   readonly counters: PageTablesCounters = {
     writes: 0,
     unknown: 0,
@@ -161,6 +161,17 @@ export class PageTables {
     this.#memory = memory;
     this.#written = written;
     this.#limits = { ...LIMITS, ...limits };
+  }
+
+  /** Of Statistics. */
+  read(): Record<string, number> {
+    return {
+      watches: this.#watchCount,
+      pages: this.pageCount,
+      places: this.#nodeCount,
+      unhooked: this.relaxedCount,
+      ...this.counters,
+    };
   }
 
   /** Table pages that are watched now. */
@@ -312,7 +323,7 @@ export class PageTables {
     const last = lastGranule(offset, size);
     let action: HookAction = ALLOW;
     for (let granule = offset >> 3; granule <= last; granule++) {
-      if (page.counts[granule] === 0) continue;
+      if (page.count(granule) === 0) continue;
       const from = this.#nodes.length;
       for (let n = 0; n < page.nodes.length; n++) this.#nodes.push(page.nodes[n] as TableNode);
       const to = this.#nodes.length;
@@ -436,7 +447,7 @@ export class PageTables {
   #changesAny(page: TablePage, write: TableWrite): boolean {
     const last = lastGranule(write.offset, write.size);
     for (let granule = write.offset >> 3; granule <= last; granule++) {
-      if (page.counts[granule] === 0) continue;
+      if (page.count(granule) === 0) continue;
       const lo = this.#futureWord(page.gfn, granule * 2, write);
       const hi = this.#futureWord(page.gfn, granule * 2 + 1, write);
       if (!granuleTranslatesAs(page, granule, lo, hi)) return true;
@@ -448,7 +459,7 @@ export class PageTables {
   #hasArrived(page: TablePage, write: TableWrite): boolean {
     const last = lastGranule(write.offset, write.size);
     for (let granule = write.offset >> 3; granule <= last; granule++) {
-      if (page.counts[granule] === 0) continue;
+      if (page.count(granule) === 0) continue;
       const lo = this.#memoryWord(page.gfn, granule * 2);
       const hi = this.#memoryWord(page.gfn, granule * 2 + 1);
       if (!granuleTranslatesAs(page, granule, lo, hi)) return false;
@@ -481,19 +492,19 @@ export class PageTables {
 
   /** Brings copies and structure up to date; returns whether anything was different. */
   #takeOver(page: TablePage, offset: number, size: number, write: TableWrite | undefined): boolean {
-    const { words, counts, gfn } = page;
+    const { gfn } = page;
     const last = lastGranule(offset, size);
     let different = false;
     for (let granule = offset >> 3; granule <= last; granule++) {
-      if (counts[granule] === 0) continue;
+      if (page.count(granule) === 0) continue;
       const word = granule * 2;
-      const oldLo = words[word] as number;
-      const oldHi = words[word + 1] as number;
+      const oldLo = page.word(word);
+      const oldHi = page.word(word + 1);
       const newLo = this.#futureWord(gfn, word, write);
       const newHi = this.#futureWord(gfn, word + 1, write);
       if (oldLo === newLo && oldHi === newHi) continue;
-      words[word] = newLo;
-      words[word + 1] = newHi;
+      page.setWord(word, newLo);
+      page.setWord(word + 1, newHi);
       different = true;
       const from = this.#nodes.length;
       for (let n = 0; n < page.nodes.length; n++) this.#nodes.push(page.nodes[n] as TableNode);
@@ -612,8 +623,8 @@ export class PageTables {
           continue;
         }
         const word = granule * 2;
-        page.words[word] = this.#futureWord(page.gfn, word);
-        page.words[word + 1] = this.#futureWord(page.gfn, word + 1);
+        page.setWord(word, this.#futureWord(page.gfn, word));
+        page.setWord(word + 1, this.#futureWord(page.gfn, word + 1));
       }
       this.#unreadPages.length = 0;
       this.#unreadGranules.length = 0;
@@ -716,17 +727,27 @@ export class PageTables {
 
   /** Watches the entries of a node that translate part of [start, end), and the tables below. */
   #cover(node: TableNode, start: number, end: number): void {
-    if (node.page.relaxed) this.#wake(node.page);
+    const { page } = node;
+    if (page.relaxed) this.#wake(page);
+    const first = node.firstEntry(start);
     const last = node.lastEntry(start, end);
-    for (let i = node.firstEntry(start); i <= last; i++) {
+    if (last < first) return;
+    // A granule has two 32-bit entries.
+    const from = (node.wordOf(first) >> 1) * 8;
+    const to = ((node.wordOf(last + 1) + 1) >> 1) * 8;
+    if (page.widen(from, to) && !page.widened) {
+      page.widened = true;
+      this.#widened.push(page);
+    }
+    for (let i = first; i <= last; i++) {
       if (!node.isWatched(i)) {
         this.#markEntry(node, i);
         continue;
       }
       const child = node.children?.get(i);
       if (child !== undefined) {
-        const from = node.gvaOf(i);
-        this.#cover(child, Math.max(start, from), Math.min(end, from + node.format.size));
+        const gva = node.gvaOf(i);
+        this.#cover(child, Math.max(start, gva), Math.min(end, gva + node.format.size));
       }
     }
   }
@@ -736,25 +757,14 @@ export class PageTables {
     node.setWatched(entry, true);
     const word = node.wordOf(entry);
     const granule = word >> 1;
-    const fresh = page.counts[granule] === 0;
+    const fresh = page.count(granule) === 0;
     this.#unreadPages.push(page);
     this.#unreadGranules.push(fresh ? granule : ~granule);
-    const byte = granule * 8;
-    if (byte < page.start || byte + 8 > page.end) this.#widen(page, byte);
-    page.counts[granule] = (page.counts[granule] as number) + 1;
+    page.addCount(granule, 1);
     if (node.format.level > 1) {
       this.#newNodes.push(node);
       this.#newEntries.push(entry);
     }
-  }
-
-  #widen(page: TablePage, byte: number): void {
-    const start = byte - (byte % HOOK_GRAIN);
-    page.start = Math.min(page.start, start);
-    page.end = Math.max(page.end, start + HOOK_GRAIN);
-    if (page.widened) return;
-    page.widened = true;
-    this.#widened.push(page);
   }
 
   /** Undoes #cover where no other watch needs the entries. */
@@ -779,8 +789,7 @@ export class PageTables {
 
   #unmarkEntry(node: TableNode, entry: number): void {
     node.setWatched(entry, false);
-    const granule = node.wordOf(entry) >> 1;
-    node.page.counts[granule] = (node.page.counts[granule] as number) - 1;
+    node.page.addCount(node.wordOf(entry) >> 1, -1);
   }
 
   /** Forgets a node and all below; their pages' hooks go when nothing else needs them. */
@@ -859,8 +868,8 @@ function lastGranule(offset: number, size: number): number {
 /** Whether the entries of a granule, with these contents, translate as their copies do. */
 function granuleTranslatesAs(page: TablePage, granule: number, lo: number, hi: number): boolean {
   const word = granule * 2;
-  const oldLo = page.words[word] as number;
-  const oldHi = page.words[word + 1] as number;
+  const oldLo = page.word(word);
+  const oldHi = page.word(word + 1);
   if (oldLo === lo && oldHi === hi) return true;
   for (let n = 0; n < page.nodes.length; n++) {
     const node = page.nodes[n] as TableNode;

@@ -103,12 +103,21 @@ export function hasNegativeHalf(space: AddressSpace): boolean {
 }
 
 /**
+ * The linear addresses of a space, signed: [start, end). The user's half ends at `middle`; where no
+ * address is negative, that is where Windows puts it, and Linux allows 1 GiB more.
+ */
+export function addressBounds(space: AddressSpace): { start: number; middle: number; end: number } {
+  const { topBit } = pagingStructure(space.mode);
+  if (topBit === 31) return { start: 0, middle: 2 ** 31, end: 2 ** 32 };
+  return { start: -(2 ** topBit), middle: 2 ** topBit, end: 2 ** topBit };
+}
+
+/**
  * Whether [start, end) is a range of whole pages that the space can have. Page addresses are multiples
  * of 4096 and so exact as numbers in 57 bits too.
  */
 export function isPageRange(space: AddressSpace, start: number, end: number): boolean {
-  const { topBit } = pagingStructure(space.mode);
-  const top = topBit === 31 ? 2 ** 32 : 2 ** topBit;
-  const bottom = topBit === 31 ? 0 : -top;
-  return start >= bottom && start < end && end <= top && start % 4096 === 0 && end % 4096 === 0;
+  const bounds = addressBounds(space);
+  if (!(start >= bounds.start && start < end && end <= bounds.end)) return false;
+  return start % 4096 === 0 && end % 4096 === 0;
 }

@@ -20,7 +20,8 @@ import {
 const RW = 2;
 const US = 4;
 export const PAGE_SIZE = 4096;
-const GRANULES = PAGE_SIZE / 8;
+/** Bytes by which hooks grow: the part of a page that the CPU can watch alone (sub-page permissions). */
+const GRAIN = 128;
 
 /** An entry that translates part of a watched range is about to be written. One record, used again. */
 export interface TranslationChange {
@@ -160,15 +161,15 @@ const scratch = absentMapping();
 
 /** A guest page that holds page tables. Entries are counted in granules of 8 bytes. */
 export class TablePage {
-  /** Copies of the entries; good where `counts` is not 0. */
-  readonly words = new Uint32Array(PAGE_SIZE / 4);
-  /** How many places watch a granule. */
-  readonly counts = new Uint32Array(GRANULES);
+  /** Copies of the entries from `start` on, good where the counts are not 0. */
+  #words = new Uint32Array(0);
+  /** How many entries of all nodes are watched in a granule. */
+  #counts = new Uint16Array(0);
   /** The places at which the page serves: levels, spaces, linear addresses. */
   readonly nodes: TableNode[] = [];
   /** Undefined until the first entry is watched, and while the hook is given up. */
   hook: GpaHook | undefined;
-  /** Bytes of the page that hold watched entries. */
+  /** Bytes of the page that hold watched entries: [start, end). */
   start = PAGE_SIZE;
   end = 0;
   /** The range has outgrown the hook. */
@@ -181,11 +182,46 @@ export class TablePage {
 
   constructor(readonly gfn: number) {}
 
+  /** Makes room for entries in bytes [start, end); false when there was. */
+  widen(start: number, end: number): boolean {
+    if (start >= this.start && end <= this.end) return false;
+    const from = Math.min(this.start, start - (start % GRAIN));
+    const to = Math.max(this.end, Math.ceil(end / GRAIN) * GRAIN);
+    const words = new Uint32Array((to - from) / 4);
+    const counts = new Uint16Array((to - from) / 8);
+    if (this.end > 0) {
+      words.set(this.#words, (this.start - from) / 4);
+      counts.set(this.#counts, (this.start - from) / 8);
+    }
+    this.#words = words;
+    this.#counts = counts;
+    this.start = from;
+    this.end = to;
+    return true;
+  }
+
+  /** How many places watch a granule of the page. */
+  count(granule: number): number {
+    const at = granule - (this.start >> 3);
+    return at >= 0 && at < this.#counts.length ? (this.#counts[at] as number) : 0;
+  }
+  /** For granules that there is room for, as all below. */
+  addCount(granule: number, change: number): void {
+    (this.#counts[granule - (this.start >> 3)] as number) += change;
+  }
+  /** A word of the page, unsigned. */
+  word(index: number): number {
+    return this.#words[index - (this.start >> 2)] as number;
+  }
+  setWord(index: number, value: number): void {
+    this.#words[index - (this.start >> 2)] = value;
+  }
+
   /** Whether one of `size` bytes from `offset` on belongs to a watched entry. */
   covers(offset: number, size: number): boolean {
-    const last = Math.min(GRANULES - 1, (offset + size - 1) >> 3);
+    const last = Math.min(PAGE_SIZE / 8 - 1, (offset + size - 1) >> 3);
     for (let granule = offset >> 3; granule <= last; granule++) {
-      if (this.counts[granule] !== 0) return true;
+      if (this.count(granule) !== 0) return true;
     }
     return false;
   }
@@ -263,10 +299,10 @@ export class TableNode {
     return (word - this.offset) / this.format.words;
   }
   lo(entry: number): number {
-    return (this.page.words[this.wordOf(entry)] as number) | 0;
+    return this.page.word(this.wordOf(entry)) | 0;
   }
   hi(entry: number): number {
-    return this.format.words === 1 ? 0 : (this.page.words[this.wordOf(entry) + 1] as number) | 0;
+    return this.format.words === 1 ? 0 : this.page.word(this.wordOf(entry) + 1) | 0;
   }
 }
 

@@ -259,7 +259,10 @@ test.each<[Mode, number]>([
   for (let i = 0; i < WATCHES; i++) model.addOne();
   model.compare("at the start");
   for (let round = 0; round < ROUNDS && model.problems.length === 0; round++) {
-    const [gpa, bytes] = model.entryWrite(1 + next(TABLES));
+    // Mostly to a table that is on a watched way.
+    const ways = guest.without(HVI_W).filter((gfn) => gfn <= TABLES);
+    const page = next(4) > 0 && ways.length > 0 ? ways[next(ways.length)] : 1 + next(TABLES);
+    const [gpa, bytes] = model.entryWrite(page as number);
     if (gpa + bytes.length > RAM) continue;
     const known = next(6) > 0;
     const happens = next(8) > 0;
