@@ -1,6 +1,13 @@
 // SPDX-License-Identifier: MIT
 import type { AddressSpace } from "../memory/space.ts";
-import { PTE_P, PTE_PS, PTE_RW, PTE_US, pagingStructure } from "../memory/translate.ts";
+import {
+  PTE_P,
+  PTE_PS,
+  PTE_RW,
+  PTE_US,
+  pagingStructure,
+  reservedOf4MiB,
+} from "../memory/translate.ts";
 
 /**
  * What a paging entry means (SDM vol. 3, 4.3 to 4.5), told from a copy of it: where a walk would go on.
@@ -48,7 +55,10 @@ export function entryFormats(space: AddressSpace): readonly EntryFormat[] {
     large: level.large && (pse || entrySize === 8),
     rights: level.rights,
     reservedTable: level.reserved,
-    reservedLarge: level.shift === 12 ? level.reserved : level.reservedLarge,
+    reservedLarge:
+      level.shift === 12
+        ? level.reserved
+        : level.reservedLarge | (entrySize === 4 ? reservedOf4MiB(physicalBits) : 0),
     // PAE's PDPTEs have no NX and nothing to ignore above the address.
     reservedHi:
       entrySize === 4

@@ -121,6 +121,11 @@ const MODES: Readonly<Record<PagingMode, Mode>> = {
   },
 };
 
+/** Bits of an entry for 4 MiB that must be 0: 21, and those of an address beyond MAXPHYADDR (SDM 4.3). */
+export function reservedOf4MiB(physicalBits: number): number {
+  return 0x400000 - (1 << (Math.min(40, physicalBits) - 19));
+}
+
 /** What the guest's CPU does beyond the mode. */
 export interface PagingFeatures {
   /** CR4.PSE: PS counts in 32-bit paging. */
@@ -213,7 +218,7 @@ export class Walk {
   private reservedHiBare = 0;
   /** PS counts. */
   private large = false;
-  /** Bits of a 4 MiB entry that must be 0: 21, and those of an address beyond MAXPHYADDR (SDM 4.3). */
+  /** Bits of a 4 MiB entry that must be 0. */
   private reservedPse = 0;
   private table = -1;
   /** Word of the first table in its frame: the four PDPTEs of PAE paging stand anywhere. */
@@ -235,7 +240,7 @@ export class Walk {
     // No rights, no NX: bits 63..52 are reserved.
     this.reservedHiBare = this.reservedHi | (0xfff00000 | 0);
     this.large = features.pse || m.entrySize === 8;
-    this.reservedPse = m.entrySize === 4 ? 0x400000 - (1 << (Math.min(40, physicalBits) - 19)) : 0;
+    this.reservedPse = m.entrySize === 4 ? reservedOf4MiB(physicalBits) : 0;
     const rootLo = root & m.rootLo;
     this.table = frameOf(rootLo, Math.floor(root / TWO32) & m.rootHi);
     this.within = (rootLo & 0xfff) >>> 2;
