@@ -117,6 +117,9 @@ export class Engine {
   mayWrite(vcpu: Vcpu, gva: number, gpa: number, size: number): boolean {
     return this.core.mayWrite(vcpu, gva, gpa, size);
   }
+  wrote(gpa: number): void {
+    this.core.wrote(gpa);
+  }
   overlay(gpa: number, bytes: Uint8Array): void {
     this.core.overlay(gpa, bytes);
   }

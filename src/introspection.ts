@@ -184,6 +184,12 @@ export class Introspection {
     return action === ALLOW;
   }
 
+  /** A device has written the page that `gpa` lies in: it may hold page tables. */
+  wrote(gpa: number): void {
+    this.tables.resync(Math.floor(gpa / PAGE_SIZE));
+    this.hooks.commit();
+  }
+
   /** Changes bytes that a device read from `gpa` on, within a page, to what the guest would read. */
   overlay(gpa: number, bytes: Uint8Array): void {
     this.cloaks.overlay(gpa, bytes);

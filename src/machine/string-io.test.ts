@@ -74,10 +74,14 @@ function make(o: {
   };
   ports.add({ portIn, portOut }, PORT, PORT, "wide");
   const asked: Asked[] = [];
+  const wrote: number[] = [];
   const guard: DeviceGuard = {
     mayWrite(_vcpu, gva, gpa, size) {
       asked.push([gva, gpa, size]);
       return o.deny === undefined || Math.floor(gpa / 4096) !== o.deny;
+    },
+    wrote: (gpa) => {
+      wrote.push(gpa);
     },
     overlay(gpa, bytes) {
       for (let i = 0; i < bytes.length; i++) if (gpa + i === 0x8fff) bytes[i] = 0x99;
@@ -88,7 +92,7 @@ function make(o: {
     memory.write(0x5000, Uint8Array.of(3, 4));
   }
   new StringIo(vm, ports, () => guard).handle(vcpu);
-  return { vcpu, memory, asked, sent, reads: () => reads };
+  return { vcpu, memory, asked, wrote, sent, reads: () => reads };
 }
 
 describe("INS", () => {
@@ -101,7 +105,8 @@ describe("INS", () => {
   });
 
   test("asks for each page it touches and leaves out the one that is denied", () => {
-    const { memory, asked } = make({ gva: 0xffe, size: 4, deny: 8 });
+    const { memory, asked, wrote } = make({ gva: 0xffe, size: 4, deny: 8 });
+    expect(wrote).toEqual([0x5000]);
     expect(asked).toEqual([
       [0xffe, 0x8ffe, 2],
       [0x1000, 0x5000, 2],

@@ -25,6 +25,8 @@ const PF_USER = 4;
 export interface DeviceGuard {
   /** Whether a device may write [gpa, gpa + size) in one page, which the guest knows as `gva`. */
   mayWrite(vcpu: Vcpu, gva: number, gpa: number, size: number): boolean;
+  /** A device has written the page that `gpa` lies in. */
+  wrote(gpa: number): void;
   /** Changes bytes read from `gpa` on, in one page, to what the guest would have read. */
   overlay(gpa: number, bytes: Uint8Array): void;
 }
@@ -66,6 +68,8 @@ export class StringIo {
       for (let i = 0; i < size; i++) {
         if (i < split ? head : tail) physical.write8(place(i), (value >>> (8 * i)) & 0xff);
       }
+      if (head) guard?.wrote(first);
+      if (tail && split < size) guard?.wrote(place(split));
     } else {
       const bytes = this.#bytes;
       for (let i = 0; i < size; i++) bytes[i] = Math.max(0, physical.read8(place(i)));
