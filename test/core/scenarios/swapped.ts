@@ -1,28 +1,14 @@
 // SPDX-License-Identifier: MIT
 /** Reads of memory that the guest's pager has taken out. */
-import { HVI_EXIT_INJECTED, type Vcpu } from "../../../src/bridge/index.ts";
-import { GuestMemory } from "../../../src/memory/guest-memory.ts";
-import { SwappedMemory, type SwappedResult } from "../../../src/memory/swapped.ts";
+import type { SwappedResult } from "../../../src/memory/swapped.ts";
 import { PAGE, SOURCE, TARGET } from "../layout.ts";
 import type { Scenario, Trial } from "../scenario.ts";
 import type { Space } from "../space.ts";
 
-/** A reader over the guest, and ring 3 at work meanwhile. */
+/** The answers so far, and ring 3 at work meanwhile. */
 function reader(t: Trial) {
-  const swapped = new SwappedMemory({
-    memory: new GuestMemory(t.guest.memory),
-    tscKhz: t.guest.vm.info.tscKhz,
-  });
-  t.guest.engine = {
-    handle: (vcpu: Vcpu): boolean => {
-      if (vcpu.exitReason !== HVI_EXIT_INJECTED || !swapped.onInjected(vcpu))
-        return t.core.handle(vcpu);
-      vcpu.resume();
-      return true;
-    },
-  };
   const results: SwappedResult[] = [];
-  /** Ring 3 stores in a loop, interrupted for the reader's work, until there is an answer or it is over. */
+  /** Ring 3 stores in a loop until there is an answer, or it is over. */
   const work = (space: Space, until: () => boolean): void => {
     t.guest.beginRun("store_loop", {
       ring: 3,
@@ -30,12 +16,10 @@ function reader(t: Trial) {
       registers: { di: SOURCE[t.mode], cx: 2_000_000 },
     });
     let done = false;
-    while (!done && !until()) {
-      done = t.guest.runFor(20_000);
-      if (!done) swapped.poll(t.guest.vcpu);
-    }
+    while (!done && !until()) done = t.guest.runFor(20_000);
     if (!done) t.guest.finish();
   };
+  const { swapped } = t.core;
   return { swapped, results, work, got: (r: SwappedResult) => results.push(r) };
 }
 
