@@ -3,7 +3,6 @@
 import { MODES, type Mode } from "./layout.ts";
 import type { Scenario } from "./scenario.ts";
 import { cloaks } from "./scenarios/cloak.ts";
-import { cloaks } from "./scenarios/cloak.ts";
 import { gpa } from "./scenarios/gpa.ts";
 import { guest } from "./scenarios/guest.ts";
 import { gva } from "./scenarios/gva.ts";
@@ -22,7 +21,6 @@ export const suite: readonly Scenario[] = [
   ...gpa,
   ...tables,
   ...gva,
-  ...cloaks,
   ...cloaks,
   ...registers,
   ...integrity,
