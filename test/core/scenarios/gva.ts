@@ -3,7 +3,7 @@
 import { HVI_R, HVI_W, HVI_X } from "../../../src/bridge/index.ts";
 import { ALLOW, DENY, type HookAction } from "../../../src/ept/gpa-hooks.ts";
 import type { GvaHook, GvaHookOptions } from "../../../src/ept/gva-hooks.ts";
-import { LARGE, LARGE_SIZE, PAGE, SOURCE, TARGET, USER_PAGE } from "../layout.ts";
+import { LARGE, LARGE_SIZE, LEVELS, PAGE, SOURCE, TARGET, USER_PAGE } from "../layout.ts";
 import { hex, type Scenario, type Trial } from "../scenario.ts";
 import { SETTERS, SETTERS_64, type Space } from "../space.ts";
 
@@ -238,4 +238,47 @@ const spaces: Scenario = {
   },
 };
 
-export const gva: readonly Scenario[] = [remap, swapped, absent, ranges, rights, removed, spaces];
+/** Two roots with the same tables below, as page-table isolation has them. */
+const pairs: Scenario = {
+  name: "gva.root-pairs",
+  run: (t) => {
+    const va = TARGET[t.mode];
+    const kernel = t.guest.space();
+    kernel.mapNew(va, 1);
+    const user = kernel.pair();
+    const h = new Hooked(t, kernel, va);
+    const beside = new Hooked(t, user, va);
+    for (const [what, space] of [
+      ["mapped under the one", kernel],
+      ["mapped under the other", user],
+    ] as const) {
+      space.map(va, t.guest.frame());
+      h.holds(what);
+      for (const s of [kernel, user]) {
+        const before = h.seen.length;
+        t.same("exception", store(t, s, va, 1), -1);
+        t.same("calls", h.seen.length - before, 1);
+        t.same("memory", t.guest.memory.read32(s.memory.gpaOf(va)), 0);
+      }
+    }
+    // One entry of one top table: the roots part.
+    const frame = kernel.memory.gpaOf(va);
+    user.write(va, 0, "xchg", LEVELS[t.mode]);
+    t.same("hook under the one", h.hook.gpa, frame);
+    t.same("hook under the other", beside.hook.gpa, -1);
+    h.holds("after they part");
+    h.end();
+    beside.end();
+  },
+};
+
+export const gva: readonly Scenario[] = [
+  remap,
+  swapped,
+  absent,
+  ranges,
+  rights,
+  removed,
+  spaces,
+  pairs,
+];

@@ -62,6 +62,27 @@ const brought: Scenario = {
   },
 };
 
+/** The thread that can bring it in runs under the other root of a pair. */
+const pairs: Scenario = {
+  name: "swapped.root-pairs",
+  run: (t) => {
+    const va = TARGET[t.mode];
+    const kernel = t.guest.space();
+    content(t, kernel.mapNew(va, 1));
+    kernel.mapNew(SOURCE[t.mode], 1);
+    const user = kernel.pair();
+    const { swapped, results, work, got } = reader(t);
+    t.core.memory.kernelRootOf = (cr3) => (cr3 === user.root ? kernel.root : cr3);
+    kernel.swapOut(va);
+    swapped.read(kernel.memory, va + 5, 30, {}, got);
+    work(user, () => results.length > 0);
+    const r = results[0];
+    t.check(r?.ok === true, "no bytes");
+    if (r?.ok) t.same("bytes", Buffer.from(r.bytes).toString("hex"), expected(5, 30));
+    t.line(`injected ${swapped.injected}`);
+  },
+};
+
 /** Never asked for by us: the guest brings it in when it needs it. */
 const waited: Scenario = {
   name: "swapped.waited-for",
@@ -106,4 +127,4 @@ const never: Scenario = {
   },
 };
 
-export const swapped: readonly Scenario[] = [brought, waited, never];
+export const swapped: readonly Scenario[] = [brought, pairs, waited, never];
