@@ -58,10 +58,16 @@ export interface Outcome {
   readonly vectors: string;
 }
 
-/** What sees each exit first. */
+/** What sees each exit first; Introspection is one. */
 export interface ExitHandler {
   /** @returns true when the reply is set */
   handle(vcpu: Vcpu): boolean;
+  /** Guest TSC at which poll() is due. */
+  readonly deadline: number;
+  /** A poll after each exit would find work. */
+  readonly eager: boolean;
+  /** Work between two exits. */
+  poll(vcpu: Vcpu): void;
 }
 
 export class CoreGuest {
@@ -133,6 +139,10 @@ export class CoreGuest {
   userAddress(name: string): number {
     return this.symbol(name) - this.symbol("stubs_start") + USER_STUBS;
   }
+  /** Kernel address of a physical one. */
+  linear(gpa: number): number {
+    return gpa + KERNEL_BASE[this.mode];
+  }
   /** Physical address of a symbol. */
   at(name: string): number {
     return this.physical(this.symbol(name));
@@ -170,19 +180,19 @@ export class CoreGuest {
   }
   /** Runs for some guest ticks at most. @returns true when the command was done before */
   runFor(ticks: number): boolean {
-    const deadline = this.vcpu.tsc + ticks;
+    const end = this.vcpu.tsc + ticks;
     for (;;) {
-      const v = this.vm.run(deadline);
-      if (this.engine?.handle(v)) {
-        this.exits++;
-        continue;
-      }
-      if (v.exitReason === HVI_EXIT_DEADLINE) return false;
-      if (v.exitReason === HVI_EXIT_IO && v.exitNumber === PORT_COMMAND) {
+      const v = this.vm.run(Math.min(end, this.engine?.deadline ?? end));
+      let done = false;
+      if (this.engine?.handle(v)) this.exits++;
+      else if (v.exitReason === HVI_EXIT_IO && v.exitNumber === PORT_COMMAND) {
         v.skip();
-        return true;
-      }
-      throw new Error(this.#unexpected(v));
+        done = true;
+      } else if (v.exitReason !== HVI_EXIT_DEADLINE) throw new Error(this.#unexpected(v));
+      const { engine } = this;
+      if (engine?.eager || (engine && engine.deadline <= v.exitTsc)) engine.poll(v);
+      if (done) return true;
+      if (v.exitReason === HVI_EXIT_DEADLINE && v.exitTsc >= end) return false;
     }
   }
 

@@ -35,11 +35,6 @@ if (values.zydis !== undefined) registerAsset("zydis.wasm", values.zydis);
 const images = imagesFrom(values.images);
 
 const results: Result[] = [];
-const failures: string[] = [];
-function report(line: string): void {
-  console.log(line);
-  failures.push(line);
-}
 for (const { scenario, mode } of runs()) {
   if (!`${scenario.name}.${mode}`.includes(only)) continue;
   const started = performance.now();
@@ -47,14 +42,12 @@ for (const { scenario, mode } of runs()) {
   results.push(r);
   if (values.times) console.log(`${r.name}: ${(performance.now() - started).toFixed(0)} ms`);
   if (r.failures.length === 0) continue;
-  report(`FAIL ${r.name}`);
-  for (const f of r.failures) report(`     ${f}`);
+  console.log(`FAIL ${r.name}`);
+  for (const f of r.failures) console.log(`     ${f}`);
 }
 if (out !== undefined) {
   mkdirSync(dirname(resolve(out)), { recursive: true });
   writeFileSync(out, transcriptOf(results));
-  // The lab shows only the end of what a step says.
-  writeFileSync(`${out}.failures`, failures.map((line) => `${line}\n`).join(""));
 }
 const failed = results.filter((r) => r.failures.length > 0).length;
 console.log(`core on ${backend}: ${results.length - failed} passed, ${failed} failed`);

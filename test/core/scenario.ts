@@ -61,7 +61,7 @@ export class Trial {
   check(ok: boolean, otherwise: string): void {
     if (!ok) this.failures.push(otherwise);
   }
-  same<T extends string | number | bigint | boolean | undefined>(
+  same<T extends string | number | bigint | boolean | object | undefined>(
     what: string,
     have: T,
     should: T,

@@ -5,11 +5,13 @@
  */
 import { HVI_R, HVI_W, HVI_X } from "../../src/bridge/index.ts";
 import { ALLOW } from "../../src/ept/gpa-hooks.ts";
+import { ACCEPT } from "../../src/ept/integrity.ts";
 import { PAGE, SOURCE, TARGET } from "./layout.ts";
 import type { Trial } from "./scenario.ts";
 import type { Space } from "./space.ts";
 import { workload } from "./workload.ts";
 
+const SYSENTER_EIP = 0x176;
 /** Pages of the work, and its length. */
 const PAGES = 4;
 const ROUNDS = 200;
@@ -40,7 +42,63 @@ const physical: Kind = ({ t, space, va, code }) => {
   };
 };
 
-export const KINDS: readonly Kind[] = [physical];
+/** Writes of CR3, which each run of a stub makes, of an MSR, and of the descriptor tables' registers. */
+const registers: Kind = ({ t }) => {
+  const hooks = t.core.registers;
+  const set = [
+    hooks.addCr(3, () => ALLOW),
+    hooks.addMsr(SYSENTER_EIP, () => ALLOW),
+    hooks.addXcr(() => ALLOW),
+  ];
+  return () => {
+    for (const hook of set) hooks.remove(hook);
+  };
+};
+
+/** A region that changes all the time, looked at before it goes. */
+const integrity: Kind = ({ t, space, va }) => {
+  let changes = 0;
+  const region = t.core.integrity.add(space.memory, va, 2 * PAGE, () => {
+    changes++;
+    return ACCEPT;
+  });
+  return () => {
+    t.core.integrity.check();
+    t.check(changes > 0, "the region has not changed");
+    if (region) t.core.integrity.remove(region);
+  };
+};
+
+/** Translations of all pages, and hooks on some that follow them. */
+const linear: Kind = ({ t, space, va }) => {
+  const { gva, tables } = t.core;
+  const watch = tables.watch(space.memory, va, va + PAGES * PAGE, { before: () => ALLOW });
+  const set = [
+    gva.add(space.memory, va, HVI_W, () => ALLOW, { end: 2 * PAGE }),
+    gva.add(space.memory, va + 2 * PAGE, HVI_R, () => ALLOW, { start: 8, end: 16 }),
+    gva.add(space.memory, va + 0x100000, HVI_X, () => ALLOW),
+  ];
+  return () => {
+    if (watch) tables.unwatch(watch);
+    for (const hook of set) if (hook) gva.remove(hook);
+  };
+};
+
+/** Code that is other code than one reads. */
+const hidden: Kind = ({ t, space, code }) => {
+  const { cloaks } = t.core;
+  const o = { patched: Uint8Array.of(0x83, 0xc0, 0x02, 0xc3), apply: true };
+  const result = cloaks.cloak(space.memory, code, 4, o);
+  t.check(result.ok, "the code cannot be hidden");
+  t.core.hooks.commit();
+  const load = () => t.guest.run("mov4_ld", { ring: 3, space, registers: { si: code } });
+  t.same("code as it is read", load().registers[0], 0xc301c083n);
+  return () => {
+    if (result.ok) cloaks.uncloak(result.cloak);
+  };
+};
+
+export const KINDS: readonly Kind[] = [physical, registers, integrity, linear, hidden];
 
 /** inc %eax; ret */
 const INC_RET = Uint8Array.of(0x83, 0xc0, 0x01, 0xc3);
@@ -64,7 +122,11 @@ export class Worker {
   go(round: number): void {
     const { t, space, va, code } = this.work;
     const called = t.guest.run("call_ax", { ring: 3, space, registers: { ax: code } });
-    t.same("exception of the call", called.fault, -1);
+    t.same(
+      "run of the hidden code",
+      Number(BigInt.asUintN(32, called.registers[0] ?? 0n)),
+      (code % 2 ** 32) + 2,
+    );
     space.swapOut(va + (round % PAGES) * PAGE);
     const registers = { si: va, cx: this.#words.length, dx: ROUNDS, ax: round };
     const done = t.guest.run("workload", { ring: 3, space, registers });

@@ -81,6 +81,10 @@ export class Space {
   swapOut(va: number): boolean {
     return this.guest.call("swap_out", this.root, va) === 1;
   }
+  /** Another root of the same tables: what is in the top table later is not in both. */
+  pair(): Space {
+    return new Space(this.guest, this.guest.call("space_pair", this.root));
+  }
   /** Clears and frees its tables. */
   destroy(): void {
     this.guest.call("space_destroy", this.root);

@@ -92,8 +92,8 @@ export class StubBench {
     return false;
   }
 
-  /** Fills the four pages anew; what they hold. */
-  pages(stub: Stub, place: Place, ring: 0 | 3, emptySource = false): Uint8Array[] {
+  /** Fills the four pages anew, those of SI with zeros if asked; what they hold. */
+  fill(stub: Stub, place: Place, ring: 0 | 3, emptySource = false): Uint8Array[] {
     const { guest } = this.t;
     for (const [n, pa] of this.frames.entries()) {
       if (n > 1 ? stub.zeroed : emptySource) guest.ram.fill(0, pa, pa + PAGE);
@@ -102,17 +102,16 @@ export class StubBench {
     if (stub.source !== undefined && !emptySource) {
       this.#putWord(this.#offset(stub, place, "si"), this.#sourceWord(stub, ring));
     }
-    return this.frames.map((pa) => guest.bytes(pa, PAGE));
+    return this.memory();
+  }
+  /** What the four pages hold. */
+  memory(): Uint8Array[] {
+    return this.frames.map((pa) => this.t.guest.bytes(pa, PAGE));
   }
 
-  /**
-   * Fills the pages anew, those of SI with zeros if asked, and runs a stub.
-   * @param ready called when the pages are filled
-   */
-  run(stub: Stub, place: Place, ring: 0 | 3, emptySource = false, ready?: () => void): Ran {
+  /** Runs a stub on the pages as they are. */
+  run(stub: Stub, place: Place, ring: 0 | 3): Ran {
     const { t } = this;
-    this.pages(stub, place, ring, emptySource);
-    ready?.();
     const si = this.#offset(stub, place, "si");
     const di = this.#offset(stub, place, "di");
     this.reports.length = 0;
@@ -130,8 +129,7 @@ export class StubBench {
         registers[name] = BigInt.asUintN(32, BigInt(registers[name] ?? 0));
     }
     const outcome = t.guest.run(stub.name, { ring, space: this.space, registers, vectors: VALUES });
-    const memory = this.frames.map((pa) => t.guest.bytes(pa, PAGE));
-    return { outcome, memory };
+    return { outcome, memory: this.memory() };
   }
 
   #sourceWord(stub: Stub, ring: 0 | 3): number {

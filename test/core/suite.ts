@@ -5,17 +5,27 @@ import type { Scenario } from "./scenario.ts";
 import { cloaks } from "./scenarios/cloak.ts";
 import { gpa } from "./scenarios/gpa.ts";
 import { guest } from "./scenarios/guest.ts";
+import { gva } from "./scenarios/gva.ts";
+import { hostile } from "./scenarios/hostile.ts";
+import { integrity } from "./scenarios/integrity.ts";
+import { registers } from "./scenarios/registers.ts";
 import { soaks } from "./scenarios/soak.ts";
 import { storm } from "./scenarios/storm.ts";
 import { stubs } from "./scenarios/stubs.ts";
 import { swapped } from "./scenarios/swapped.ts";
+import { tables } from "./scenarios/tables.ts";
 
 export const suite: readonly Scenario[] = [
   ...guest,
   ...stubs,
   ...gpa,
+  ...tables,
+  ...gva,
   ...cloaks,
+  ...registers,
+  ...integrity,
   ...swapped,
+  ...hostile,
   ...storm,
   ...soaks,
 ];

@@ -81,6 +81,15 @@ u64 space_create(const u64 *a)
 	return root;
 }
 
+/* space_pair(root): another root with the same tables below, as page-table isolation has for ring 3. */
+u64 space_pair(const u64 *a)
+{
+	u64 root = frame_get();
+
+	copy_page(direct(root), direct(a[0] & ADDRESS));
+	return root;
+}
+
 static void destroy(u64 pa, int level, unsigned int count)
 {
 	pte *table = direct(pa);

@@ -71,6 +71,7 @@ function underStubs(place: Place, ring: 0 | 3): Scenario {
 }
 
 function oneStub(t: Trial, bench: StubBench, stub: Stub, place: Place, ring: 0 | 3): void {
+  bench.fill(stub, place, ring);
   const plain = bench.run(stub, place, ring);
   t.same(`${stub.name}: exception`, plain.outcome.fault, -1);
   const reads = bench.bytesOf(stub, place, "r");
@@ -78,11 +79,10 @@ function oneStub(t: Trial, bench: StubBench, stub: Stub, place: Place, ring: 0 |
   const ranges = [...regions(touched, [0, 2 * PAGE]), ...regions(touched, [2 * PAGE, 4 * PAGE])];
   for (const [from, to] of ranges) {
     const what = `${stub.name} [${from}, ${to})`;
-    let made: Cloak | undefined;
     const base = from < 2 * PAGE ? SOURCE[t.mode] + from : TARGET[t.mode] + from - 2 * PAGE;
-    const ran = bench.run(stub, place, ring, false, () => {
-      made = cloak(t, bench.space, base, to - from);
-    });
+    bench.fill(stub, place, ring);
+    const made = cloak(t, bench.space, base, to - from);
+    const ran = bench.run(stub, place, ring);
     const text = (o: typeof ran.outcome): string =>
       `${o.fault} ${o.registers.map((v) => v.toString(16)).join(" ")} ${
         stub.undefinedFlags ? "" : o.flags.toString(16)
@@ -92,7 +92,7 @@ function oneStub(t: Trial, bench: StubBench, stub: Stub, place: Place, ring: 0 |
     const should = plain.memory.map((page) => page.slice());
     for (let b = from; b < to; b++) {
       const page = should[Math.floor(b / PAGE)] as Uint8Array;
-      page[b % PAGE] = made?.patched[b - from] as number;
+      page[b % PAGE] = made.patched[b - from] as number;
     }
     const wrong = changed(should, ran.memory);
     t.check(wrong.length === 0, `${what}: ${wrong.length} bytes differ, from ${wrong[0]} on`);

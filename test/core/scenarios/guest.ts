@@ -147,4 +147,23 @@ const work: Scenario = {
   },
 };
 
-export const guest: readonly Scenario[] = [stubs, rings, writers, pager, large, spaces, work];
+const spins: Scenario = {
+  name: "guest.spins-until-told",
+  run: (t) => {
+    t.guest.begin("spin");
+    t.same("done", t.guest.runFor(100_000), false);
+    t.guest.put64(t.guest.at("stop"), 1);
+    t.check(t.guest.finish() > 0, "it did not go round");
+  },
+};
+
+export const guest: readonly Scenario[] = [
+  spins,
+  stubs,
+  rings,
+  writers,
+  pager,
+  large,
+  spaces,
+  work,
+];

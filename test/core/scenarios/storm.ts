@@ -58,4 +58,30 @@ const table: Scenario = {
   },
 };
 
-export const storm: readonly Scenario[] = [page, table];
+/** The same under a watch: whatever its frame, the page stays hooked. */
+const watched: Scenario = {
+  name: "storm.watched-table",
+  run: (t) => {
+    const space = t.guest.space();
+    const va = TARGET[t.mode];
+    const [first, second] = [t.guest.frame(), t.guest.frame()];
+    space.map(va, first);
+    let asked = 0;
+    const watch = t.core.tables.watch(space.memory, va, va + PAGE, {
+      before: () => {
+        asked++;
+        return DENY;
+      },
+    });
+    t.core.hooks.commit();
+    const values = [second + USER_PAGE, first + USER_PAGE] as const;
+    t.guest.call("storm", space.root, va, 1, ...values, t.effort.storm);
+    // Each other value is what stands there; of two halves in PAE the upper one never changes.
+    t.same("asked", asked, t.effort.storm / 2);
+    t.same("frame", space.memory.gpaOf(va), first);
+    if (watch) t.core.tables.unwatch(watch);
+    t.core.hooks.commit();
+  },
+};
+
+export const storm: readonly Scenario[] = [page, table, watched];

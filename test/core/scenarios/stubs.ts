@@ -19,10 +19,8 @@ interface Round {
   /** What it does without hooks, and the pages before it. */
   readonly plain: Ran;
   readonly before: readonly Uint8Array[];
-  /** Runs it again; how it went. */
-  run(): Ran;
-  /** The same with zeros in the pages at SI. */
-  runEmpty(): Ran;
+  /** Runs it again on fresh pages, zeros in those at SI if asked. */
+  run(emptySource?: boolean): Ran;
 }
 
 const CF_OF = 0x801n;
@@ -118,7 +116,7 @@ function allowReads(r: Round): void {
 function denyReads(r: Round): void {
   // A jump to 0 is another matter.
   if (r.stub.source === "landing" || r.bench.bytesOf(r.stub, r.place, "r").size === 0) return;
-  const empty = r.runEmpty();
+  const empty = r.run(true);
   r.bench.hook(HVI_R, SOURCES, () => DENY);
   const ran = r.run();
   sameOutcome({ ...r, plain: empty }, ran);
@@ -141,12 +139,14 @@ function scenario(
         if (!(stub.modes?.includes(t.mode) ?? true) || (stub.ring0 && ring === 3)) continue;
         if (stub.avx && !t.guest.avx) continue;
         if (place === "edge" && !bench.crosses(stub)) continue;
-        const before = bench.pages(stub, place, ring);
+        const before = bench.fill(stub, place, ring);
         const plain = bench.run(stub, place, ring);
         t.same(`${stub.name}: exception`, plain.outcome.fault, -1);
-        const run = () => bench.run(stub, place, ring);
-        const runEmpty = () => bench.run(stub, place, ring, true);
-        round({ t, bench, stub, place, plain, before, run, runEmpty });
+        const run = (emptySource = false) => {
+          bench.fill(stub, place, ring, emptySource);
+          return bench.run(stub, place, ring);
+        };
+        round({ t, bench, stub, place, plain, before, run });
         bench.unhook();
       }
     },

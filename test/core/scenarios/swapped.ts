@@ -1,28 +1,14 @@
 // SPDX-License-Identifier: MIT
 /** Reads of memory that the guest's pager has taken out. */
-import { HVI_EXIT_INJECTED, type Vcpu } from "../../../src/bridge/index.ts";
-import { GuestMemory } from "../../../src/memory/guest-memory.ts";
-import { SwappedMemory, type SwappedResult } from "../../../src/memory/swapped.ts";
+import type { SwappedResult } from "../../../src/memory/swapped.ts";
 import { PAGE, SOURCE, TARGET } from "../layout.ts";
 import type { Scenario, Trial } from "../scenario.ts";
 import type { Space } from "../space.ts";
 
-/** A reader over the guest, and ring 3 at work meanwhile. */
+/** The answers so far, and ring 3 at work meanwhile. */
 function reader(t: Trial) {
-  const swapped = new SwappedMemory({
-    memory: new GuestMemory(t.guest.memory),
-    tscKhz: t.guest.vm.info.tscKhz,
-  });
-  t.guest.engine = {
-    handle: (vcpu: Vcpu): boolean => {
-      if (vcpu.exitReason !== HVI_EXIT_INJECTED || !swapped.onInjected(vcpu))
-        return t.core.handle(vcpu);
-      vcpu.resume();
-      return true;
-    },
-  };
   const results: SwappedResult[] = [];
-  /** Ring 3 stores in a loop, interrupted for the reader's work, until there is an answer or it is over. */
+  /** Ring 3 stores in a loop until there is an answer, or it is over. */
   const work = (space: Space, until: () => boolean): void => {
     t.guest.beginRun("store_loop", {
       ring: 3,
@@ -30,12 +16,10 @@ function reader(t: Trial) {
       registers: { di: SOURCE[t.mode], cx: 2_000_000 },
     });
     let done = false;
-    while (!done && !until()) {
-      done = t.guest.runFor(20_000);
-      if (!done) swapped.poll(t.guest.vcpu);
-    }
+    while (!done && !until()) done = t.guest.runFor(20_000);
     if (!done) t.guest.finish();
   };
+  const { swapped } = t.core;
   return { swapped, results, work, got: (r: SwappedResult) => results.push(r) };
 }
 
@@ -75,6 +59,27 @@ const brought: Scenario = {
     }
     t.line(`injected ${swapped.injected} delivered ${swapped.delivered} lost ${swapped.lost}`);
     t.same("pages brought in", Number(t.guest.get64(t.guest.at("page_ins"))), 3);
+  },
+};
+
+/** The thread that can bring it in runs under the other root of a pair. */
+const pairs: Scenario = {
+  name: "swapped.root-pairs",
+  run: (t) => {
+    const va = TARGET[t.mode];
+    const kernel = t.guest.space();
+    content(t, kernel.mapNew(va, 1));
+    kernel.mapNew(SOURCE[t.mode], 1);
+    const user = kernel.pair();
+    const { swapped, results, work, got } = reader(t);
+    t.core.memory.kernelRootOf = (cr3) => (cr3 === user.root ? kernel.root : cr3);
+    kernel.swapOut(va);
+    swapped.read(kernel.memory, va + 5, 30, {}, got);
+    work(user, () => results.length > 0);
+    const r = results[0];
+    t.check(r?.ok === true, "no bytes");
+    if (r?.ok) t.same("bytes", Buffer.from(r.bytes).toString("hex"), expected(5, 30));
+    t.line(`injected ${swapped.injected}`);
   },
 };
 
@@ -122,4 +127,4 @@ const never: Scenario = {
   },
 };
 
-export const swapped: readonly Scenario[] = [brought, waited, never];
+export const swapped: readonly Scenario[] = [brought, pairs, waited, never];
