@@ -100,7 +100,6 @@ export class Introspection {
     this.statistics.count(reason);
     this.state.current = vcpu;
     this.hooks.settle(vcpu);
-    this.registers.settle();
     const ours = this.#dispatch(vcpu, reason);
     this.hooks.commit();
     return ours;
@@ -198,6 +197,5 @@ export class Introspection {
   /** Brings hooks that were removed out of effect. Call it when the guest is left alone. */
   stop(): void {
     this.hooks.commit();
-    this.registers.settle();
   }
 }

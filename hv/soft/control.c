@@ -18,6 +18,7 @@
 #define EFER_LME (1ull << 8)
 #define EFER_LMA (1ull << 10)
 
+/* An instruction that the engine lets go on, with its value; also when the intercept is off by then. */
 bool sys_pass(struct cpu *c, u32 reason, u32 number, u64 *value)
 {
 	struct pass *p = &c->more->pass;
@@ -64,11 +65,10 @@ static void write_cr0(struct cpu *c, const struct op *o, u64 v)
 	u64 old = c->cr0;
 
 	v = checked_cr0(c, o, v);
-	if ((v ^ old) & c->more->vm->cr0_exit) {
-		if (!sys_pass(c, HVI_EXIT_CR_WRITE, 0, &v))
-			sys_intercept(c, o, HVI_EXIT_CR_WRITE, 0, v, old);
+	if (sys_pass(c, HVI_EXIT_CR_WRITE, 0, &v))
 		v = checked_cr0(c, o, v);	/* the engine may have given another value */
-	}
+	else if ((v ^ old) & c->more->vm->cr0_exit)
+		sys_intercept(c, o, HVI_EXIT_CR_WRITE, 0, v, old);
 	/* SDM 4.4.1: PDPTEs are loaded when PAE paging begins or CD, NW change in it. */
 	if ((v & CR0_PG) && (c->cr4 & CR4_PAE) && !(c->efer & EFER_LME) &&
 	    ((v ^ old) & (CR0_PG | CR0_CD | CR0_NW)) && !mmu_load_pdptes(c, c->cr3))
@@ -91,7 +91,7 @@ static void write_cr0(struct cpu *c, const struct op *o, u64 v)
 
 static void write_cr3(struct cpu *c, const struct op *o, u64 v)
 {
-	u64 cr3 = v;
+	u64 cr3 = v, other;
 	bool pcid = c->long_mode && (c->cr4 & CR4_PCIDE);
 
 	if (!c->long_mode)
@@ -100,11 +100,7 @@ static void write_cr3(struct cpu *c, const struct op *o, u64 v)
 		cr3 &= ~CR3_NO_FLUSH;
 	if (cr3 & ~PHYS_MASK)
 		raise_gp0(c, o);
-	if (c->more->vm->cr3_exit) {
-		u64 other;
-
-		if (!sys_pass(c, HVI_EXIT_CR_WRITE, 3, &other))
-			sys_intercept(c, o, HVI_EXIT_CR_WRITE, 3, v, c->cr3);
+	if (sys_pass(c, HVI_EXIT_CR_WRITE, 3, &other)) {
 		if (pcid) {
 			v = other;
 			other &= ~CR3_NO_FLUSH;
@@ -112,6 +108,8 @@ static void write_cr3(struct cpu *c, const struct op *o, u64 v)
 		if (other & ~PHYS_MASK)
 			raise_gp0(c, o);
 		cr3 = other;
+	} else if (c->more->vm->cr3_exit) {
+		sys_intercept(c, o, HVI_EXIT_CR_WRITE, 3, v, c->cr3);
 	}
 	if (!c->long_mode && (c->cr0 & CR0_PG) && (c->cr4 & CR4_PAE) && !mmu_load_pdptes(c, cr3))
 		raise_gp0(c, o);
@@ -139,11 +137,10 @@ static void write_cr4(struct cpu *c, const struct op *o, u64 v)
 	u64 old = c->cr4;
 
 	check_cr4(c, o, v);
-	if ((v ^ old) & c->more->vm->cr4_exit) {
-		if (!sys_pass(c, HVI_EXIT_CR_WRITE, 4, &v))
-			sys_intercept(c, o, HVI_EXIT_CR_WRITE, 4, v, old);
+	if (sys_pass(c, HVI_EXIT_CR_WRITE, 4, &v))
 		check_cr4(c, o, v);
-	}
+	else if ((v ^ old) & c->more->vm->cr4_exit)
+		sys_intercept(c, o, HVI_EXIT_CR_WRITE, 4, v, old);
 	/* PAE paging reloads the PDPTEs when PAE, PGE, PSE or SMEP change. */
 	if ((c->cr0 & CR0_PG) && !c->long_mode && (v & CR4_PAE) && ((v ^ old) & 0x1000b0) &&
 	    !mmu_load_pdptes(c, c->cr3))
@@ -158,11 +155,11 @@ static void write_cr8(struct cpu *c, const struct op *o, u64 v)
 {
 	if (v > 15)
 		raise_gp0(c, o);
-	if (c->more->vm->cr8_exit) {
-		if (!sys_pass(c, HVI_EXIT_CR_WRITE, 8, &v))
-			sys_intercept(c, o, HVI_EXIT_CR_WRITE, 8, v, c->cr8);
+	if (sys_pass(c, HVI_EXIT_CR_WRITE, 8, &v)) {
 		if (v > 15)
 			raise_gp0(c, o);
+	} else if (c->more->vm->cr8_exit) {
+		sys_intercept(c, o, HVI_EXIT_CR_WRITE, 8, v, c->cr8);
 	}
 	c->cr8 = v;
 }
@@ -278,7 +275,7 @@ static HANDLER(xsetbv)
 		raise_ud(c, o);
 	need_cpl0(c, o);
 	/* VMX checks after the exit (SDM 25.1.2): the exit sees bad values as well. */
-	if (c->more->vm->xsetbv_exit && !sys_pass(c, HVI_EXIT_XSETBV, (u32)c->gpr[HVI_RCX], &v))
+	if (!sys_pass(c, HVI_EXIT_XSETBV, (u32)c->gpr[HVI_RCX], &v) && c->more->vm->xsetbv_exit)
 		sys_intercept(c, o, HVI_EXIT_XSETBV, (u32)c->gpr[HVI_RCX], v, c->xcr0);
 	if ((u32)c->gpr[HVI_RCX] || !(v & 1) || (v & ~cpuid_xcr0_mask(c)) || (v & 6) == 4)
 		raise_gp0(c, o);
@@ -316,7 +313,7 @@ static HANDLER(wrmsr)
 	u64 v = (u32)c->gpr[HVI_RAX] | c->gpr[HVI_RDX] << 32, old = 0;
 
 	need_cpl0(c, o);
-	if (msr_bit(c->more->vm->msr_write, index) && !sys_pass(c, HVI_EXIT_MSR_WRITE, index, &v)) {
+	if (!sys_pass(c, HVI_EXIT_MSR_WRITE, index, &v) && msr_bit(c->more->vm->msr_write, index)) {
 		msr_read(c, o, index, &old);
 		sys_intercept(c, o, HVI_EXIT_MSR_WRITE, index, v, old);
 	}

@@ -139,10 +139,6 @@ export class RegisterHooks {
   /** By intercept * 2^32 + index. */
   readonly #registers = new Map<number, Register>();
   #access: RegisterAccess | undefined;
-  /** The register of the last exit, whose reply may not be taken yet. */
-  #unsettled: Register | undefined;
-  /** Its hooks have become fewer since. */
-  #late = false;
 
   constructor(vm: Vm) {
     this.#vm = vm;
@@ -207,21 +203,6 @@ export class RegisterHooks {
     const register = this.#registers.get(hook.intercept * TWO32 + hook.index);
     if (register === undefined) return;
     register.hooks = register.hooks.filter((other) => other !== hook);
-    // The value that its reply writes must pass while the intercept is still on.
-    if (register === this.#unsettled) this.#late = true;
-    else this.#program(register);
-  }
-
-  /**
-   * Brings the intercept of the last exit's register in line, now that the reply is taken. Call it at
-   * every exit, before anything else, and when the hooks are given up.
-   */
-  settle(): void {
-    const register = this.#unsettled;
-    if (register === undefined) return;
-    this.#unsettled = undefined;
-    if (!this.#late) return;
-    this.#late = false;
     this.#program(register);
   }
 
@@ -231,13 +212,11 @@ export class RegisterHooks {
    * the access and somebody else has it intercepted too. The reply is untouched then.
    */
   dispatch(vcpu: Vcpu): boolean {
-    this.settle();
     const kind = vcpu.exitReason;
     const number = vcpu.exitNumber;
     const register = this.#registers.get(keyOf(kind, number));
     if (register === undefined) return false;
     this.counters.exits++;
-    this.#unsettled = register;
     return this.#reply(register, vcpu, this.#call(register, vcpu, kind, number));
   }
 

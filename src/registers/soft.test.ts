@@ -49,7 +49,6 @@ function setup(...code: number[]) {
   const run = (then = () => {}): number => {
     for (let taken = 0; taken < 100; taken++) {
       machine.run();
-      hooks.settle();
       if (vcpu.exitReason === HVI_EXIT_HLT) return taken;
       expect(hooks.dispatch(vcpu)).toBe(true);
       then();

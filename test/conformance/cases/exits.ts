@@ -4,6 +4,7 @@ import * as abi from "../../../src/bridge/abi.ts";
 import type { Bench } from "../bench.ts";
 import { le, pattern } from "../bench.ts";
 import { type Case, ept, exit, type Step, trap } from "../case.ts";
+import type { Regs } from "../cpu.ts";
 import { GDT, IDT, SEL, STACK, TABLES } from "../layout.ts";
 import { R, VALUE } from "./words.ts";
 
@@ -100,6 +101,22 @@ const msrs: Case[] = [
     ],
     end: { lstar: 0x1000 },
   },
+  // The value of the reply counts, also when the intercept is off by the time the instruction goes on.
+  {
+    name: "exit.msr-write.other-value.intercept-off",
+    entry: "wrmsr",
+    regs: { rcx: LSTAR, rax: 1 },
+    setup: on(abi.HVI_INTERCEPT_MSR_WRITE, LSTAR),
+    script: [
+      exit(abi.HVI_EXIT_MSR_WRITE, { value: 1, old: 0 })
+        .do((v, t) => {
+          v.setExitValue(0x1000, 0);
+          t.vm.intercept(abi.HVI_INTERCEPT_MSR_WRITE, LSTAR, 0);
+        })
+        .resume(),
+    ],
+    end: { lstar: 0x1000 },
+  },
   {
     name: "exit.msr-write.skip",
     entry: "wrmsr",
@@ -135,7 +152,53 @@ const msrs: Case[] = [
 ];
 
 const CR0 = 0x80010033;
+/** A register write whose reply has another value, and takes the intercept away. */
+function otherValueIntercept(
+  name: string,
+  o: { entry: string; rax: number; kind: number; mask: number; value: number; end: Regs },
+): Case {
+  return {
+    name: `exit.${name}.other-value.intercept-off`,
+    entry: o.entry,
+    regs: { rax: o.rax },
+    setup: on(o.kind, 0, o.mask),
+    script: [
+      exit(abi.HVI_EXIT_CR_WRITE)
+        .do((v, t) => {
+          v.setExitValue(o.value >>> 0, 0);
+          t.vm.intercept(o.kind, 0, 0);
+        })
+        .resume(),
+    ],
+    end: o.end,
+  };
+}
+
 const controls: Case[] = [
+  otherValueIntercept("cr0", {
+    entry: "mov_cr0",
+    rax: (CR0 | 8) >>> 0,
+    kind: abi.HVI_INTERCEPT_CR0_WRITE,
+    mask: 8,
+    value: (CR0 | 4) >>> 0,
+    end: { cr0: (CR0 | 4) >>> 0 },
+  }),
+  otherValueIntercept("cr4", {
+    entry: "mov_cr4",
+    rax: 0x40624,
+    kind: abi.HVI_INTERCEPT_CR4_WRITE,
+    mask: 4,
+    value: 0x40620,
+    end: { cr4: 0x40620 },
+  }),
+  otherValueIntercept("cr8", {
+    entry: "mov_cr8",
+    rax: 5,
+    kind: abi.HVI_INTERCEPT_CR8_WRITE,
+    mask: 1,
+    value: 7,
+    end: { cr8: 7 },
+  }),
   {
     name: "exit.cr0.resume",
     entry: "mov_cr0",
