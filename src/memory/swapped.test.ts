@@ -20,6 +20,7 @@ import {
   HVI_MP_HALTED,
   HVI_MP_RUNNING,
   HVI_SS,
+  VCPU_TSC,
 } from "../bridge/abi.ts";
 import { fakeVm } from "../bridge/fake.fixture.ts";
 import { FakeTables } from "./fake-tables.fixture.ts";
@@ -75,6 +76,7 @@ function guest(options: Partial<SwappedMemoryOptions> = {}) {
   const at = (tsc: number, v = vcpu): void => {
     now = tsc;
     v.u32[EXIT_TSC >>> 2] = tsc;
+    v.u32[VCPU_TSC >>> 2] = tsc;
   };
   at(now);
   const memory = new GuestMemory(physical);
@@ -409,6 +411,8 @@ describe("waiting", () => {
     const g = guest();
     const handle = g.swapped.read(g.space, USER + 0x1000, 8, {}, g.done);
     g.poll();
+    // The backend has the event: its news is still ours.
+    g.vcpu.u32[EVENT_FLAGS >>> 2] &= ~HVI_EVENT_VALID;
     handle?.cancel();
     handle?.cancel();
     expect([handle?.waiting, g.swapped.waiting]).toEqual([false, 0]);
@@ -419,6 +423,32 @@ describe("waiting", () => {
     g.swapped.read(g.space, USER + 0x2000, 8, {}, g.done);
     g.poll();
     expect(g.swapped.injected).toBe(2);
+  });
+
+  test("one is cancelled before the guest goes on: its fault is taken back", () => {
+    const g = guest();
+    const handle = g.swapped.read(g.space, USER + 0x1000, 8, {}, g.done);
+    g.poll();
+    expect(g.vcpu.eventPending).toBe(true);
+    handle?.cancel();
+    expect(g.vcpu.eventPending).toBe(false);
+    expect(g.takes()).toBe(false);
+    // Somebody else's event is left alone.
+    const next = g.swapped.read(g.space, USER + 0x1000, 8, {}, g.done);
+    g.poll();
+    g.vcpu.inject(3, 6);
+    next?.cancel();
+    expect(g.vcpu.eventPending).toBe(true);
+  });
+
+  test("a vCPU whose TSC is behind another's does not end its fault", () => {
+    const g = guest();
+    g.at(100 * SECOND);
+    g.swapped.read(g.space, USER + 0x1000, 8, {}, g.done);
+    g.swapped.poll(g.vcpu);
+    g.at(SECOND, g.vm.vcpus[1]);
+    g.swapped.poll(g.vm.vcpus[1]);
+    expect([g.swapped.injected, g.swapped.lost]).toEqual([1, 0]);
   });
 
   test("an address space is cancelled when its process dies", () => {

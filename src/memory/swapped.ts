@@ -5,6 +5,7 @@
  */
 import {
   EVENT_CR2,
+  EVENT_FLAGS,
   HVI_ACCESS_EVENT,
   HVI_BLOCK_MOV_SS,
   HVI_BLOCK_STI,
@@ -173,7 +174,7 @@ export class SwappedMemory {
   #fault = false;
   #faultFor: Request | undefined;
   #faultGva = 0;
-  #faultVcpu = -1;
+  #faultVcpu: Vcpu | undefined;
   #faultAt = 0;
   /** The backend said that it was delivered. */
   #faultTaken = false;
@@ -262,10 +263,10 @@ export class SwappedMemory {
     if (this.deadline <= now || now < this.#lookedAt) {
       this.#lookedAt = now;
       this.deadline = now + this.#interval;
-      this.#lookAtFault(now);
+      this.#lookAtFault();
       this.#lookAtRequests(now);
     }
-    if (!this.#fault) this.#injectNext(vcpu, now);
+    if (!this.#fault) this.#injectNext(vcpu);
     if (this.#requests.length === 0 && !this.#fault) this.deadline = Number.POSITIVE_INFINITY;
   }
 
@@ -274,14 +275,7 @@ export class SwappedMemory {
    * @returns true when it was of a fault injected here
    */
   onInjected(vcpu: Vcpu): boolean {
-    const cr2 = EVENT_CR2 >>> 2;
-    if (
-      !this.#fault ||
-      this.#faultTaken ||
-      vcpu.index !== this.#faultVcpu ||
-      vcpu.eventVector !== VECTOR_PF ||
-      vcpu.u32[cr2] !== this.#faultGva >>> 0
-    ) {
+    if (!this.#fault || this.#faultTaken || vcpu !== this.#faultVcpu || !this.#isFault(vcpu)) {
       return false;
     }
     if (vcpu.eventStatus === HVI_EVENT_DELIVERED) {
@@ -361,7 +355,7 @@ export class SwappedMemory {
     request.watch = undefined;
     if (this.#faultFor === request) {
       this.#faultFor = undefined;
-      if (this.#faultTaken) this.#fault = false;
+      if (this.#faultTaken || this.#revoke()) this.#fault = false;
     }
   }
 
@@ -395,16 +389,33 @@ export class SwappedMemory {
 
   // ---- the injected fault -----------------------------------------------------
 
-  /** Ends the one under way when its page has come, or it is a second old. */
-  #lookAtFault(now: number): void {
+  /** The event in a vCPU's page is the fault under way. */
+  #isFault(vcpu: Vcpu): boolean {
+    const cr2 = EVENT_CR2 >>> 2;
+    return vcpu.eventVector === VECTOR_PF && vcpu.u32[cr2] === this.#faultGva >>> 0;
+  }
+
+  /** Takes the fault back; false when the backend has it already. */
+  #revoke(): boolean {
+    const vcpu = this.#faultVcpu;
+    if (vcpu === undefined || !vcpu.eventPending || !this.#isFault(vcpu)) return false;
+    vcpu.u32[EVENT_FLAGS >>> 2] = 0;
+    return true;
+  }
+
+  /** Ends the one under way when its page has come, or it is a second old by its vCPU's clock. */
+  #lookAtFault(): void {
     if (!this.#fault) return;
     const request = this.#faultFor;
     if (request !== undefined && this.#look(request, this.#faultGva) !== Look.Absent) {
       // Once the notice has come, too: until then the event may not be delivered yet.
       if (this.#faultTaken) this.#fault = false;
     }
-    const age = now - this.#faultAt;
-    if (this.#fault && (age > this.#second || age < 0)) this.#faultLost();
+    const age = (this.#faultVcpu?.tsc ?? 0) - this.#faultAt;
+    if (this.#fault && (age > this.#second || age < 0)) {
+      if (!this.#faultTaken) this.#revoke();
+      this.#faultLost();
+    }
   }
 
   #faultLost(): void {
@@ -421,7 +432,7 @@ export class SwappedMemory {
   }
 
   /** Injects for the next request whose address space the vCPU is in. */
-  #injectNext(vcpu: Vcpu, now: number): void {
+  #injectNext(vcpu: Vcpu): void {
     if (!canTake(vcpu)) return;
     const mode = pagingModeOf(vcpu.cr0, vcpu.cr4, vcpu.efer);
     const cr3 = vcpu.cr3;
@@ -445,8 +456,8 @@ export class SwappedMemory {
       this.#fault = true;
       this.#faultFor = request;
       this.#faultGva = request.missing;
-      this.#faultVcpu = vcpu.index;
-      this.#faultAt = now;
+      this.#faultVcpu = vcpu;
+      this.#faultAt = vcpu.tsc;
       this.#faultTaken = false;
       return;
     }
