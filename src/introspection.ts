@@ -25,6 +25,7 @@ import { VasMonitor } from "./ept/vas-monitor.ts";
 import { GuestState } from "./guest/state.ts";
 import {
   type AddressSpace,
+  GpaCache,
   GuestMemory,
   PAGE_SIZE,
   type PhysicalMemory,
@@ -41,6 +42,8 @@ import { Statistics } from "./statistics.ts";
 export class Introspection {
   readonly memory: GuestMemory;
   readonly state: GuestState;
+  /** Views of physical pages that are asked for again and again. */
+  readonly pages: GpaCache;
   readonly instructions: ExitInstructions;
   readonly hooks: GpaHooks;
   readonly tables: PageTables;
@@ -60,7 +63,8 @@ export class Introspection {
   #secondEnds = Number.POSITIVE_INFINITY;
 
   constructor(vm: Vm, memory: PhysicalMemory) {
-    this.memory = new GuestMemory(memory);
+    this.memory = new GuestMemory(memory, vm.physicalBits);
+    this.pages = new GpaCache(memory);
     this.state = new GuestState(vm, this.memory);
     this.instructions = new ExitInstructions(vm, memory);
     this.written = (access, out) => this.instructions.bytes(access, out);
@@ -84,6 +88,7 @@ export class Introspection {
       this.hooks,
       this.instructions,
       this.tables,
+      this.pages,
       this.registers,
       this.integrity,
     ]) {

@@ -133,6 +133,11 @@ describe("Vm", () => {
     const { vm } = fakeVm();
     const entry = { leaf: 0x80000001, index: 2, flags: 1, eax: 0xffffffff, ebx: 2, ecx: 3, edx: 4 };
     vm.setCpuid([entry]);
+    expect(vm.physicalBits).toBe(52);
+    const sizes = { ...entry, leaf: 0x80000008, eax: 0x3028 };
+    vm.setCpuid([entry, sizes]);
+    expect(vm.physicalBits).toBe(40);
+    vm.setCpuid([entry]);
     expect(vm.supportedCpuid()).toEqual([entry]);
     vm.setXsave(0, new Uint8Array(832).fill(7));
     expect(vm.getXsave(0)[831]).toBe(7);

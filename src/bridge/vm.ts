@@ -9,6 +9,10 @@ import { Vcpu } from "./vcpu.ts";
 const EINTR = 4;
 const TWO32 = 4294967296;
 
+/** CPUID leaf whose EAX has MAXPHYADDR in bits 7..0. */
+const CPUID_ADDRESS_SIZES = 0x80000008;
+const MAX_PHYSICAL_BITS = 52;
+
 /** What a backend can do. */
 export interface VmInfo {
   /** "soft" or "vmx". */
@@ -65,6 +69,7 @@ export class Vm {
   private readonly sparePages: Uint8Array[] = [];
   /** Masks of the intercepts set, by kind * 2^32 + index. */
   private readonly masks = new Map<number, number>();
+  private addressBits = MAX_PHYSICAL_BITS;
   private open = true;
 
   // Argument structures, made once.
@@ -373,6 +378,10 @@ export class Vm {
       };
     });
   }
+  /** MAXPHYADDR of the guest, by the CPUID table set last; 52 before there is one. */
+  get physicalBits(): number {
+    return this.addressBits;
+  }
   /** Sets the CPUID table of every vCPU. */
   setCpuid(entries: readonly CpuidEntry[]): void {
     const list = new Block(entries.length * abi.SIZEOF_CPUID_ENTRY);
@@ -390,6 +399,9 @@ export class Vm {
     b.set32(abi.CPUID_COUNT, entries.length);
     b.attach(abi.CPUID_ENTRIES, list);
     this.ioctl(abi.HVI_SET_CPUID, b);
+    const sizes = entries.find((e) => e.leaf === CPUID_ADDRESS_SIZES);
+    const bits = sizes === undefined ? MAX_PHYSICAL_BITS : sizes.eax & 0xff;
+    this.addressBits = Math.min(MAX_PHYSICAL_BITS, Math.max(32, bits));
   }
   /** A copy of the XSAVE area, standard format. */
   getXsave(vcpu: number): Uint8Array {

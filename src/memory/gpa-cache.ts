@@ -61,6 +61,19 @@ export class GpaCache implements TableSource {
     const all = this.hits + this.misses;
     return all === 0 ? 0 : this.hits / all;
   }
+  /** Of Statistics. */
+  readonly name = "GPA cache";
+  read(): Record<string, number> {
+    const { hits, misses, evictions, refused, inUse } = this;
+    return {
+      hits,
+      misses,
+      hitRate: Math.round(this.hitRate * 1000) / 1000,
+      evictions,
+      refused,
+      inUse,
+    };
+  }
   /** Entries in use. */
   get inUse(): number {
     let n = 0;
