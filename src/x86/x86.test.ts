@@ -6,8 +6,11 @@ import type { Vcpu } from "../bridge/vcpu.ts";
 import { FakeTables } from "../memory/fake-tables.fixture.ts";
 import { PhysicalMemory } from "../memory/physical.ts";
 import { VirtualMemory } from "../memory/virtual.ts";
+import { AccessList } from "./access-list.ts";
+import { listAccesses, listWholeRep } from "./accesses.ts";
 import { DecodeCache } from "./cache.ts";
 import { decode, disassemble, format } from "./decode.ts";
+import { EVENT_WITH_CODE, listDelivery } from "./descriptors.ts";
 import {
   ACTION_READ,
   type CodeMode,
@@ -25,6 +28,8 @@ import {
   pagingMode,
   virtualMemoryOf,
 } from "./segments.ts";
+import { destinationValue, Written, writtenValue } from "./written.ts";
+import { XsaveLayout } from "./xsave.ts";
 
 const KERNEL = -0x7f000000;
 
@@ -331,6 +336,55 @@ describe("hostile input", () => {
     }
     expect(decoded).toBeGreaterThan(8000);
     expect(wrong).toBe(0);
+  });
+  test("random instructions in random states: lists and values, never a throw", () => {
+    const next = random(99);
+    const { vm } = fakeVm({ size: 0x40000 });
+    const physical = new PhysicalMemory(vm.ram);
+    for (let at = 0; at < 0x40000; at += 4) physical.write32(at, next());
+    const tables = new FakeTables(physical, "4level", 0x30000);
+    for (let at = 0; at < 0x8000; at += 0x1000) tables.map(at, at);
+    const v = vm.vcpus[0];
+    const area = new Uint8Array(832);
+    const layout = new XsaveLayout([]);
+    const bytes = new Uint8Array(15);
+    const list = new AccessList();
+    const out = new Written();
+    let decoded = 0;
+    let entries = 0;
+    for (let n = 0; n < 20000; n++) {
+      for (let i = 0; i < 15; i++) bytes[i] = next();
+      const mode = ([16, 32, 64] as const)[n % 3];
+      const insn = decode(bytes, 0, mode);
+      if (!insn) continue;
+      decoded++;
+      for (let i = 0; i < 16; i++) {
+        if (next() & 1) v.setGpr(i, next() & 0x7fff, 0);
+        else v.setGpr(i, next(), next());
+      }
+      v.cr0 = next() % 4 === 0 ? 0 : 0x80000001;
+      v.efer = mode === 64 || next() & 1 ? 0x500 : 0;
+      v.rflags = next();
+      v.xcr0 = next();
+      for (let i = 0; i < 6; i++) v.setSeg(i, next(), next() & 0xfff, next(), next() & 0x1f0ff);
+      v.setTr(next(), next() & 0x7fff, next(), next() & 0xffff);
+      v.setLdtr(next(), next(), next(), next() & 0x1ffff);
+      v.setGdt(next() & 1 ? next() & 0x7fff : next(), next() & 0xffff);
+      v.setIdt(next() & 1 ? next() & 0x7fff : next(), next() & 0xffff);
+      for (let i = 0; i < 832; i++) area[i] = next();
+      const memory = new VirtualMemory(physical, tables.root, "4level");
+      const c = { vcpu: v, memory, xsave: () => area, xsaveLayout: () => layout };
+      entries += listAccesses(c, insn, list);
+      listWholeRep(c, insn, list);
+      writtenValue(c, insn, out);
+      destinationValue(c, insn, out);
+      listDelivery(c, next() & 0xff, EVENT_WITH_CODE, list);
+      for (let i = 0; i < list.length; i++) {
+        if (!(list.size[i] >= 1) || Number.isNaN(list.gva[i])) throw new Error(insn.name);
+      }
+    }
+    expect(decoded).toBeGreaterThan(8000);
+    expect(entries).toBeGreaterThan(4000);
   });
   test("random page tables translate or do not, nothing else", () => {
     const next = random(7);
