@@ -6,7 +6,7 @@ export interface Effort {
   readonly rounds: number;
   /** Writes of a hook storm. */
   readonly storm: number;
-  /** Of the stubs, each nth in turn. */
+  /** Of the stubs, one in so many. */
   readonly every: number;
 }
 
@@ -17,4 +17,4 @@ export const FULL: Effort = {
   every: 1,
 };
 /** For a machine that is emulated. */
-export const BRIEF: Effort = { rounds: 3, storm: 200, every: 6 };
+export const BRIEF: Effort = { rounds: 3, storm: 100, every: 12 };

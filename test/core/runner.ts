@@ -19,7 +19,7 @@ export function runScenario(
   let t: Trial | undefined;
   const failures: string[] = [];
   try {
-    t = new Trial(backend, images, mode, effort);
+    t = new Trial(backend, images, mode, effort, s.name);
     s.run(t);
     if (!s.leaves && t.failures.length === 0) t.nothingLeft();
   } catch (e) {

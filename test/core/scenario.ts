@@ -42,18 +42,25 @@ export class Trial {
   readonly core: Introspection;
   readonly lines: string[] = [];
   readonly failures: string[] = [];
+  readonly #turn: number;
 
   constructor(
     backend: BackendName,
     images: ImageSource,
     readonly mode: Mode,
     readonly effort: Effort,
+    name: string,
   ) {
+    this.#turn = Bun.hash.crc32(`${name}.${mode}`) % effort.every;
     this.guest = new CoreGuest(backend, images, mode);
     this.core = new Introspection(this.guest.vm, this.guest.memory);
     this.guest.engine = this.core;
   }
 
+  /** Whether the nth stub is to be run, with this effort: others than in the next scenario. */
+  isTurn(n: number): boolean {
+    return n % this.effort.every === this.#turn;
+  }
   /** A line of the transcript: nothing in it may depend on the backend. */
   line(text: string): void {
     this.lines.push(text);

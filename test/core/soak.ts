@@ -98,7 +98,22 @@ const hidden: Kind = ({ t, space, code }) => {
   };
 };
 
-export const KINDS: readonly Kind[] = [physical, registers, integrity, linear, hidden];
+/** Objects of several regions, a monitor of the space, pages watched for code that is written. */
+const sets: Kind = ({ t, space, va, code }) => {
+  const { objects, monitor, unpacker } = t.core;
+  const object = objects.create(space.memory, "soak");
+  object.hook(va + 8, PAGE, HVI_W, () => ALLOW);
+  object.hook(va + 3 * PAGE, 100, HVI_R, () => ALLOW);
+  const watch = monitor.start(space.memory, () => undefined, { range: "user" });
+  const page = unpacker.watch(space.memory, code, { unpacked: () => undefined });
+  return () => {
+    object.destroy();
+    if (watch) monitor.stop(watch);
+    if (page) unpacker.unwatch(page);
+  };
+};
+
+export const KINDS: readonly Kind[] = [physical, registers, integrity, linear, hidden, sets];
 
 /** inc %eax; ret */
 const INC_RET = Uint8Array.of(0x83, 0xc0, 0x01, 0xc3);

@@ -8,12 +8,15 @@ import { guest } from "./scenarios/guest.ts";
 import { gva } from "./scenarios/gva.ts";
 import { hostile } from "./scenarios/hostile.ts";
 import { integrity } from "./scenarios/integrity.ts";
+import { objects } from "./scenarios/objects.ts";
 import { registers } from "./scenarios/registers.ts";
 import { soaks } from "./scenarios/soak.ts";
 import { storm } from "./scenarios/storm.ts";
 import { stubs } from "./scenarios/stubs.ts";
 import { swapped } from "./scenarios/swapped.ts";
 import { tables } from "./scenarios/tables.ts";
+import { unpackers } from "./scenarios/unpacker.ts";
+import { vasMonitors } from "./scenarios/vas-monitor.ts";
 
 export const suite: readonly Scenario[] = [
   ...guest,
@@ -21,6 +24,9 @@ export const suite: readonly Scenario[] = [
   ...gpa,
   ...tables,
   ...gva,
+  ...objects,
+  ...vasMonitors,
+  ...unpackers,
   ...cloaks,
   ...registers,
   ...integrity,

@@ -58,7 +58,7 @@ function underStubs(place: Place, ring: 0 | 3): Scenario {
       const bench = new StubBench(t);
       const all = STUBS.filter(
         (s, i) =>
-          i % t.effort.every === (place === "edge" ? 1 : 0) % t.effort.every &&
+          t.isTurn(i) &&
           (s.modes?.includes(t.mode) ?? true) &&
           !(s.ring0 && ring === 3) &&
           !(s.avx && !t.guest.avx) &&

@@ -26,6 +26,9 @@ function round(t: Trial, worker: Worker, n: number): void {
   t.same("hooks on linear addresses", t.core.gva.count, 0);
   t.same("hooks on registers", t.core.registers.count, 0);
   t.same("integrity regions", t.core.integrity.count, 0);
+  t.same("objects", t.core.objects.count, 0);
+  t.same("monitors", t.core.monitor.count, 0);
+  t.same("pages of the unpacker", t.core.unpacker.count, 0);
   t.same("hidden regions", t.core.cloaks.size, 0);
 }
 

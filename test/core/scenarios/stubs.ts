@@ -133,9 +133,8 @@ function scenario(
     name: `stubs.${name}.ring${ring}.${place}`,
     run: (t) => {
       const bench = new StubBench(t);
-      const every = t.effort.every;
       for (const [i, stub] of STUBS.entries()) {
-        if (i % every !== name.length % every) continue;
+        if (!t.isTurn(i)) continue;
         if (!(stub.modes?.includes(t.mode) ?? true) || (stub.ring0 && ring === 3)) continue;
         if (stub.avx && !t.guest.avx) continue;
         if (place === "edge" && !bench.crosses(stub)) continue;
