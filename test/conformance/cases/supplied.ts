@@ -945,25 +945,36 @@ const modes: Case[] = (["prot", "p32", "pae"] as const).flatMap((mode): Case[] =
   },
 ]);
 
-/* The vector table and the frame of real mode. */
-const real: Case = {
-  name: "emulate.real.event",
-  mode: "real",
-  entry: "int_30",
-  setup: (t) => {
-    t.rights(0, 0);
-    t.rights(0x6000, R);
+/* The vector table and the frame of real mode; which of them comes first is up to the CPU. */
+const real: Case[] = [
+  {
+    name: "emulate.real.event.table",
+    mode: "real",
+    entry: "int_30",
+    setup: (t) => t.rights(0, 0),
+    script: (t) => [
+      ept("re", 4 * 0x30, { page: true }).emulate(
+        [[4 * 0x30, le(t.symbol("handlers") + 16 * 0x31, 4)]],
+        { notify: true },
+      ),
+      over(t.symbol("handlers") + 16 * 0x31),
+      trap(0x31, { rip: t.symbol("int_30") + 2 }),
+    ],
+    end: { rsp: 0x7000 },
   },
-  script: (t) => [
-    ept("re", 4 * 0x30, { page: true }).emulate([
-      [4 * 0x30, le(t.symbol("handlers") + 16 * 0x31, 4)],
-    ]),
-    ept("we", 0x6ffe, { page: true }).emulate([], { write: true, notify: true }),
-    over(t.symbol("handlers") + 16 * 0x31),
-    trap(0x31, { rip: t.symbol("int_30") + 2 }),
-  ],
-  end: { rsp: 0x7000 },
-};
+  {
+    name: "emulate.real.event.frame",
+    mode: "real",
+    entry: "int_30",
+    setup: (t) => t.rights(0x6000, R),
+    script: (t) => [
+      ept("we", 0x6ffe, { page: true }).emulate([], { write: true, notify: true }),
+      over(t.symbol("handlers") + 16 * 0x30),
+      trap(0x30, { rip: t.symbol("int_30") + 2 }),
+    ],
+    end: { rsp: 0x7000 },
+  },
+];
 
 /* ---- many pages -------------------------------------------------------------------------------------------- */
 
@@ -1014,6 +1025,6 @@ export const supplied: Case[] = [
   ...areas,
   ...code,
   ...modes,
-  real,
+  ...real,
   many,
 ];
