@@ -39,8 +39,9 @@ function bytes(list: Iterable<number>): string {
 }
 
 /**
- * The byte of an event's frame with RFLAGS.RF, -1 for other stubs. A CPU pushes 0 for INT n (SDM vol. 3,
- * 17.3.1.1). Bochs 3.0 now and then pushes the 1 that an EPT violation on the way left in RFLAGS.
+ * The byte of an event's frame with RFLAGS.RF, -1 for other stubs. INT n pushes RF as it is, and an EPT
+ * violation at it, outside its delivery, leaves 1 there (SDM vol. 3, 27.3.3): also one that the backend
+ * deals with by itself, which a second run of the same stub need not have.
  */
 function resumeFlag(r: Round): number {
   if (!r.stub.event) return -1;
