@@ -387,7 +387,29 @@ const swapped: Scenario = {
   },
 };
 
+/** Accessed and dirty bits are the CPU's own business, and are set all the same. */
+const walks: Scenario = {
+  name: "gpa.accessed-and-dirty",
+  run: (t) => {
+    const { space, va } = target(t);
+    const deny = new Answer(DENY);
+    const tables = new Set(space.path(va).map((at) => Math.floor(at / PAGE)));
+    const hooks = [...tables].map((gfn) => t.core.hooks.add(gfn, HVI_W, deny.handler));
+    t.core.hooks.commit();
+    const [accessed, dirty] = [1 << 5, 1 << 6];
+    const bits = () => t.guest.memory.read32(space.entryAt(va)) & (accessed | dirty);
+    t.same("bits before", bits(), 0);
+    t.guest.run("mov4_ld", { ring: 3, space, registers: { si: va } });
+    t.same("bits after a read", bits(), accessed);
+    t.same("exception", store(t, space, va, 1), -1);
+    t.same("bits after a write", bits(), accessed | dirty);
+    t.same("calls", deny.calls, 0);
+    for (const h of hooks) t.core.hooks.remove(h);
+  },
+};
+
 export const gpa: readonly Scenario[] = [
+  walks,
   parts,
   several,
   inside,
