@@ -26,7 +26,7 @@ test("the names of the scenarios are unique", () => {
   expect(names.filter((n, i) => names.indexOf(n) !== i)).toEqual([]);
 });
 
-for (const { scenario, mode } of runs()) {
+for (const { scenario, mode } of runs(FULL)) {
   test(
     `${scenario.name}.${mode}`,
     () => {

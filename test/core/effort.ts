@@ -8,6 +8,8 @@ export interface Effort {
   readonly storm: number;
   /** Of the stubs, one in so many. */
   readonly every: number;
+  /** Each scenario in each paging mode; otherwise each in one. */
+  readonly everyMode: boolean;
 }
 
 /** HVI_CORE_ROUNDS: more or fewer rounds of the soak. */
@@ -15,6 +17,7 @@ export const FULL: Effort = {
   rounds: Number(process.env.HVI_CORE_ROUNDS ?? 1000),
   storm: 100_000,
   every: 1,
+  everyMode: true,
 };
 /** For a machine that is emulated. */
-export const BRIEF: Effort = { rounds: 3, storm: 100, every: 12 };
+export const BRIEF: Effort = { rounds: 3, storm: 100, every: 8, everyMode: false };

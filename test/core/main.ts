@@ -34,11 +34,12 @@ if (backend !== "soft" && backend !== "vmx") {
 if (values.zydis !== undefined) registerAsset("zydis.wasm", values.zydis);
 const images = imagesFrom(values.images);
 
+const effort = values.brief ? BRIEF : FULL;
 const results: Result[] = [];
-for (const { scenario, mode } of runs()) {
+for (const { scenario, mode } of runs(effort)) {
   if (!`${scenario.name}.${mode}`.includes(only)) continue;
   const started = performance.now();
-  const r = runScenario(scenario, mode, backend, images, values.brief ? BRIEF : FULL);
+  const r = runScenario(scenario, mode, backend, images, effort);
   results.push(r);
   if (values.times) console.log(`${r.name}: ${(performance.now() - started).toFixed(0)} ms`);
   if (r.failures.length === 0) continue;

@@ -22,8 +22,6 @@ export interface Scenario {
   /** All when left out. */
   readonly modes?: readonly Mode[];
   readonly run: (t: Trial) => void;
-  /** Leaves hooks behind: what is left is not looked at. */
-  readonly leaves?: boolean;
 }
 
 /** Answers every call of a hook alike, and counts them. */
@@ -78,10 +76,27 @@ export class Trial {
     this.failures.push(`${what} is ${text(have)}, should be ${text(should)}`);
   }
 
-  /** Every page has all rights, and no hook is left. */
+  /** No hook of any kind is left. */
+  noHooks(): void {
+    const { core } = this;
+    core.hooks.commit();
+    const left = {
+      "pages with hooks": core.hooks.pageCount,
+      "tables watched": core.tables.pageCount,
+      "hooks on linear addresses": core.gva.count,
+      objects: core.objects.count,
+      monitors: core.monitor.count,
+      "pages of the unpacker": core.unpacker.count,
+      "hidden regions": core.cloaks.size,
+      "hooks on registers": core.registers.count,
+      "integrity regions": core.integrity.count,
+      "reads that wait": core.swapped.waiting,
+    };
+    for (const [what, count] of Object.entries(left)) this.same(what, count, 0);
+  }
+  /** The same, and every page has all rights. */
   nothingLeft(): void {
-    this.core.hooks.commit();
-    this.same("pages with hooks", this.core.hooks.pageCount, 0);
+    this.noHooks();
     let taken = 0;
     for (let gfn = 0; gfn < RAM_SIZE / PAGE; gfn++) {
       if (this.guest.vm.rights(0, gfn) !== HVI_RWX) taken++;

@@ -27,6 +27,7 @@ export interface Ran {
 
 /** Middle of a page, a multiple of 64. */
 const MIDDLE = 0x840;
+/** Of vector registers; the second one serves as a mask too. */
 const VALUES = [0x3f, 0x91, 0x27].map((first, n) =>
   Uint8Array.from(
     { length: 32 },

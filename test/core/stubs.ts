@@ -273,7 +273,6 @@ export const OTHERS = [
   "undefined",
   "breakpoint",
   "divide",
-  "jump",
   "call_ax",
   "store_loop",
   "workload",

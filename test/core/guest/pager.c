@@ -99,12 +99,6 @@ u64 swap_out(const u64 *a)
 	return 1;
 }
 
-/* swap_in(va): in the current space; 1 when it was out. */
-u64 swap_in(const u64 *a)
-{
-	return pager_fault(a[0]);
-}
-
 u64 frame_alloc(const u64 *a)
 {
 	(void)a;

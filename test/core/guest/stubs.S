@@ -275,7 +275,6 @@ ONE nothing, nop
 ONE undefined, ud2
 ONE breakpoint, int3
 STUB divide; xorl %ecx, %ecx; divl %ecx; ret
-ONE jump, jmp *AX
 STUB call_ax
 	call *AX
 	ret

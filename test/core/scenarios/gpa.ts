@@ -67,21 +67,21 @@ const parts: Scenario = {
       ),
     );
     t.core.hooks.commit();
-    for (const [offset, stub] of [
-      [0, "mov1_st"],
-      [6, "mov4_st"],
-      [8, "mov4_st"],
-      [13, "mov2_st"],
-      [16, "mov1_st"],
-      [20, "movups_st"],
-      [2, "movups_st"],
-      [4095, "mov1_st"],
-      [4094, "mov1_st"],
-      [100, "mov4_st"],
+    for (const [offset, stub, should] of [
+      [0, "mov1_st", "0"],
+      [6, "mov4_st", "0 8"],
+      [8, "mov4_st", "8"],
+      [13, "mov2_st", "8 12"],
+      [16, "mov1_st", "12"],
+      [20, "movups_st", ""],
+      [2, "movups_st", "0 8 12"],
+      [4095, "mov1_st", "4095"],
+      [4094, "mov1_st", ""],
+      [100, "mov4_st", ""],
     ] as const) {
       called.length = 0;
       t.same("exception", store(t, space, va + offset, 0x55aa, stub), -1);
-      t.line(`${stub} at ${offset}: ${called.join(" ")}`);
+      t.same(`${stub} at ${offset}`, called.join(" "), should);
     }
     for (const h of hooks) t.core.hooks.remove(h);
   },
@@ -111,19 +111,19 @@ const several: Scenario = {
     ];
     t.core.hooks.commit();
     store(t, space, va, 1);
-    t.line(`store: ${called.join(" ")}`);
+    t.same("told of a store", called.join(" "), "first write");
     called.length = 0;
     store(t, space, va, 1, "add4");
-    t.line(`add: ${called.join(" ")}`);
+    t.same("told of a add", called.join(" "), "first write read");
     t.same("memory", t.guest.memory.read32(frames[0]!), 2);
     called.length = 0;
     t.guest.run("mov4_ld", { ring: 3, space, registers: { si: va } });
-    t.line(`load: ${called.join(" ")}`);
+    t.same("told of a load", called.join(" "), "read");
     called.length = 0;
     const deny = add("deny", HVI_W, DENY, 1);
     t.core.hooks.commit();
     store(t, space, va, 77);
-    t.line(`store that one denies: ${called.join(" ")}`);
+    t.same("told of a store that one denies", called.join(" "), "first write deny");
     t.same("memory", t.guest.memory.read32(frames[0]!), 2);
     t.core.hooks.remove(deny);
     t.core.hooks.commit();
@@ -387,7 +387,29 @@ const swapped: Scenario = {
   },
 };
 
+/** Accessed and dirty bits are the CPU's own business, and are set all the same. */
+const walks: Scenario = {
+  name: "gpa.accessed-and-dirty",
+  run: (t) => {
+    const { space, va } = target(t);
+    const deny = new Answer(DENY);
+    const tables = new Set(space.path(va).map((at) => Math.floor(at / PAGE)));
+    const hooks = [...tables].map((gfn) => t.core.hooks.add(gfn, HVI_W, deny.handler));
+    t.core.hooks.commit();
+    const [accessed, dirty] = [1 << 5, 1 << 6];
+    const bits = () => t.guest.memory.read32(space.entryAt(va)) & (accessed | dirty);
+    t.same("bits before", bits(), 0);
+    t.guest.run("mov4_ld", { ring: 3, space, registers: { si: va } });
+    t.same("bits after a read", bits(), accessed);
+    t.same("exception", store(t, space, va, 1), -1);
+    t.same("bits after a write", bits(), accessed | dirty);
+    t.same("calls", deny.calls, 0);
+    for (const h of hooks) t.core.hooks.remove(h);
+  },
+};
+
 export const gpa: readonly Scenario[] = [
+  walks,
   parts,
   several,
   inside,

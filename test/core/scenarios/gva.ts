@@ -142,18 +142,17 @@ const ranges: Scenario = {
     const va = TARGET[t.mode];
     space.mapNew(va, 4);
     const h = new Hooked(t, space, va, HVI_W, { start: PAGE - 8, end: 3 * PAGE + 8 });
-    for (const [offset, hit] of [
-      [PAGE - 12, false],
-      [PAGE - 10, true],
-      [PAGE - 2, true],
-      [2 * PAGE, true],
-      [3 * PAGE + 6, true],
-      [3 * PAGE + 8, false],
+    for (const [offset, should] of [
+      [PAGE - 12, ""],
+      [PAGE - 10, "0xff6+4"],
+      [PAGE - 2, "0xffe+2 0x1000+2"],
+      [2 * PAGE, "0x2000+4"],
+      [3 * PAGE + 6, "0x3006+4"],
+      [3 * PAGE + 8, ""],
     ] as const) {
       h.seen.length = 0;
       store(t, space, va + offset, 1);
-      t.same(`hit at ${hex(offset)}`, h.seen.length > 0, hit);
-      t.line(`${hex(offset)}: ${h.seen.join(" ")}`);
+      t.same(`told of ${hex(offset)}`, h.seen.join(" "), should);
     }
     h.end();
   },
@@ -172,16 +171,16 @@ const rights: Scenario = {
       h.action = ALLOW;
       return h;
     });
-    for (const [stub, registers] of [
-      ["mov4_ld", { si: va + 8 }],
-      ["mov4_st", { di: va + 8 }],
-      ["add4", { di: va + 8, ax: 3 }],
-      ["call_ax", { ax: va }],
+    for (const [stub, registers, should] of [
+      ["mov4_ld", { si: va + 8 }, "1 0 0"],
+      ["mov4_st", { di: va + 8 }, "0 1 0"],
+      ["add4", { di: va + 8, ax: 3 }, "1 1 0"],
+      ["call_ax", { ax: va }, "0 0 2"],
     ] as const) {
       for (const h of all) h.seen.length = 0;
       const done = t.guest.run(stub, { ring: 3, space, registers });
       t.same(`exception of ${stub}`, done.fault, -1);
-      t.line(`${stub}: ${all.map((h) => h.seen.length).join(" ")}`);
+      t.same(`told of ${stub}`, all.map((h) => h.seen.length).join(" "), should);
     }
     t.same("memory", t.guest.memory.read32(frame! + 8), 3);
     for (const h of all) h.end();
@@ -231,7 +230,8 @@ const spaces: Scenario = {
     const hooks = [0, 2].map((i) => new Hooked(t, all[i]!, va));
     for (const [i, s] of all.entries()) {
       store(t, s, va, 0x100 + i);
-      t.line(`space ${i}: ${hooks.map((h) => h.seen.splice(0).length).join(" ")}`);
+      const told = hooks.map((h) => h.seen.splice(0).length).join(" ");
+      t.same(`told of space ${i}`, told, ["1 0", "1 0", "0 1", "0 0"][i]);
     }
     t.same("the last one's memory", t.guest.memory.read32(all[3]!.memory.gpaOf(va)), 0x103);
     for (const h of hooks) h.end();

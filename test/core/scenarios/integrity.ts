@@ -44,17 +44,17 @@ const changes: Scenario = {
     const { space, va, seen, added } = region(t, 3, 0x800, 2 * PAGE);
     t.core.integrity.check();
     t.same("told of nothing", seen.join(), "");
-    for (const [offset, stub] of [
-      [0x7fc, "mov4_st"],
-      [0x7fe, "mov4_st"],
-      [0x900, "mov1_st"],
-      [PAGE - 2, "mov4_st"],
-      [2 * PAGE + 0x7f8, "fst8"],
-      [2 * PAGE + 0x800, "mov4_st"],
+    for (const [offset, stub, should] of [
+      [0x7fc, "mov4_st", ""],
+      [0x7fe, "mov4_st", "0x0+2"],
+      [0x900, "mov1_st", "0x100+1"],
+      [PAGE - 2, "mov4_st", "0x7fe+4"],
+      [2 * PAGE + 0x7f8, "fst8", "0x1ff8+8"],
+      [2 * PAGE + 0x800, "mov4_st", ""],
     ] as const) {
       store(t, space, va + offset, stub);
       t.core.integrity.check();
-      t.line(`${stub} at ${hex(offset)}: ${seen.splice(0).join(" ")}`);
+      t.same(`told of ${stub} at ${hex(offset)}`, seen.splice(0).join(" "), should);
       // Once is enough.
       t.core.integrity.check();
       t.same("told again", seen.join(), "");
@@ -75,7 +75,7 @@ const reverted: Scenario = {
     t.core.integrity.check();
     t.same("first page", t.guest.memory.read16(frames[0]! + PAGE - 2), 0);
     t.same("second page", t.guest.memory.read16(frames[1]!), 0);
-    t.line(seen.join(" "));
+    t.same("told", seen.join(" "), "0xe+4");
     t.core.integrity.remove(added);
   },
 };
@@ -91,7 +91,7 @@ const swapped: Scenario = {
     // In again with a change.
     store(t, space, va + 8, "mov4_st");
     t.core.integrity.check();
-    t.line(`in again: ${seen.splice(0).join(" ")}`);
+    t.same("told of what came in", seen.splice(0).join(" "), "0x8+4");
     // The same bytes in another frame are no change, others are.
     const frame = t.guest.frame();
     t.guest.ram.set(t.guest.bytes(frames[1]!, PAGE), frame);
@@ -101,7 +101,7 @@ const swapped: Scenario = {
     t.guest.memory.write32(frames[1]! + 4, 7);
     space.map(va + PAGE, frames[1]!);
     t.core.integrity.check();
-    t.line(`remapped: ${seen.splice(0).join(" ")}`);
+    t.same("told of another frame", seen.splice(0).join(" "), "0x1004+1");
     space.unmap(va + PAGE);
     t.core.integrity.check();
     t.same("told of an absent page", seen.join(), "");

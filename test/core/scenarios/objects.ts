@@ -15,14 +15,14 @@ const regions: Scenario = {
     const space = t.guest.space();
     const va = TARGET[t.mode];
     // The third page is not there yet.
-    space.mapNew(va, 2);
+    const frames = space.mapNew(va, 2);
     const { objects } = t.core;
     const object = objects.create(space.memory, "driver");
-    const told: string[] = [];
+    const seen: string[] = [];
     const note =
       (name: string, action: typeof ALLOW | typeof DENY) =>
       (_: unknown, __: unknown, gva: number) => {
-        told.push(`${name} ${hex(gva - va)}`);
+        seen.push(`${name} ${hex(gva - va)}`);
         return action;
       };
     const all = [
@@ -33,28 +33,36 @@ const regions: Scenario = {
         .hook(va + 2 * PAGE + 0x200, 8, HVI_W, note("stack", DENY)),
     ];
     t.core.hooks.commit();
-    const sum = () =>
-      [0, 1, 2]
-        .map((i) => {
-          const gpa = space.memory.gpaOf(va + i * PAGE);
-          return gpa < 0 ? -1 : t.guest.bytes(gpa, PAGE).reduce((n, b) => n + b, 0);
-        })
-        .join(" ");
-    for (const offset of [0xf0, 0xfe, 0x100, PAGE - 2, PAGE, 2 * PAGE - 4]) {
-      told.length = 0;
+    const told = (offset: number): string => {
+      seen.length = 0;
       t.same("exception", store(t, space, va + offset), -1);
-      t.line(`${hex(offset)}: ${told.join(", ")}; sums ${sum()}`);
+      return seen.join(", ");
+    };
+    for (const [offset, should] of [
+      [0xf0, ""],
+      [0xfe, "code 0xfe"],
+      [0x100, "code 0x100"],
+      [PAGE - 2, "code 0xffe, code 0x1000"],
+      [PAGE, "code 0x1000"],
+      [2 * PAGE - 4, "code 0x1ffc"],
+    ] as const) {
+      t.same(`told of ${hex(offset)}`, told(offset), should);
     }
-    told.length = 0;
+    // All but the first store were denied, in whole.
+    const sums = frames.map((pa) => t.guest.bytes(pa, PAGE).reduce((n, b) => n + b, 0));
+    t.same("sums of the pages", sums.join(" "), `${4 * 0x5a} 0`);
+    seen.length = 0;
     t.guest.run("movups_ld", { ring: 3, space, registers: { si: va + 0xf8 } });
-    t.line(`read: ${told.join(", ")}`);
+    t.same("told of a read", seen.join(), "exports 0xf8");
     t.same("exception", store(t, space, va + 2 * PAGE), 14);
-    const frame = t.guest.frame();
-    space.map(va + 2 * PAGE, frame);
-    for (const offset of [0xfc, 0x100, 0x1fe, 0x208]) {
-      told.length = 0;
-      store(t, space, va + 2 * PAGE + offset);
-      t.line(`third page ${hex(offset)}: ${told.join(", ")}`);
+    space.map(va + 2 * PAGE, t.guest.frame());
+    for (const [offset, should] of [
+      [0xfc, "code 0x20fc"],
+      [0x100, ""],
+      [0x1fe, "stack 0x21fe"],
+      [0x208, ""],
+    ] as const) {
+      t.same(`told of ${hex(offset)} in the third page`, told(2 * PAGE + offset), should);
     }
     t.same("region found", objects.find(space.root, va + PAGE)?.object, object);
     t.same(
@@ -65,9 +73,7 @@ const regions: Scenario = {
     t.same("outside", objects.find(space.root, va), undefined);
     object.unhook(all[0]!);
     t.core.hooks.commit();
-    told.length = 0;
-    store(t, space, va + PAGE);
-    t.same("told of what is not hooked any more", told.join(), "");
+    t.same("told of what is not hooked any more", told(PAGE), "");
     for (const type of ["driver", "stack"]) for (const o of objects.ofType(type)) o.destroy();
     t.same("objects", objects.count, 0);
   },

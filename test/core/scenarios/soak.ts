@@ -20,16 +20,7 @@ function round(t: Trial, worker: Worker, n: number): void {
   t.core.hooks.commit();
   worker.go(n);
   for (const remove of removals) remove();
-  t.core.hooks.commit();
-  t.same("pages with hooks", t.core.hooks.pageCount, 0);
-  t.same("tables watched", t.core.tables.pageCount, 0);
-  t.same("hooks on linear addresses", t.core.gva.count, 0);
-  t.same("hooks on registers", t.core.registers.count, 0);
-  t.same("integrity regions", t.core.integrity.count, 0);
-  t.same("objects", t.core.objects.count, 0);
-  t.same("monitors", t.core.monitor.count, 0);
-  t.same("pages of the unpacker", t.core.unpacker.count, 0);
-  t.same("hidden regions", t.core.cloaks.size, 0);
+  t.noHooks();
 }
 
 const soak: Scenario = {

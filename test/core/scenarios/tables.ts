@@ -67,15 +67,19 @@ const writers: Scenario = {
     const w = new Watched(t, space, va);
     for (const writer of setters(t)) {
       space.map(va, first, USER_PAGE, writer);
-      const mapped = w.take(`mapped by ${writer}`).join(", ");
+      const mapped = w.take(`mapped by ${writer}`);
       space.map(va, second, USER_PAGE, writer);
-      const remapped = w.take(`remapped by ${writer}`).join(", ");
+      const remapped = w.take(`remapped by ${writer}`);
       // The neighbour is nobody's business.
       space.map(va + PAGE, second, USER_PAGE, writer);
       t.same(`told of the neighbour by ${writer}`, w.take("neighbour").join(), "");
       space.unmap(va, writer);
-      const unmapped = w.take(`unmapped by ${writer}`).join(", ");
-      t.line(`${writer}: ${mapped} | ${remapped} | ${unmapped}`);
+      const unmapped = w.take(`unmapped by ${writer}`);
+      // Single bytes make entries of their own on the way.
+      for (const told of [mapped, remapped, unmapped]) {
+        t.same(`told by ${writer}`, writer === "bytes" ? told.length > 0 : told.length === 1, true);
+      }
+      t.line(`${writer}: ${[mapped, remapped, unmapped].map((l) => l.join(", ")).join(" | ")}`);
       space.map(va + PAGE, first);
     }
     w.end();
@@ -88,27 +92,28 @@ const rights: Scenario = {
     const { space, va, first } = twoFrames(t);
     space.map(va, first);
     const w = new Watched(t, space, va);
-    const change = (operand: number, writer: Writer): void => {
+    const change = (operand: number, writer: Writer, should: string): void => {
       space.write(va, operand, writer);
-      t.line(`${writer} ${hex(operand)}: ${w.take(writer).join(", ")}`);
+      const told = w.take(writer).join(", ").replaceAll(hex(first), "").replace("level 1 ", "");
+      t.same(`${writer} ${hex(operand)}`, told, should);
     };
-    change(1, "btr");
-    change(RW, "or");
-    change(2, "lock_btr");
-    change(US, "lock_or");
-    change(RW, "xor");
-    change(1, "bts");
+    change(1, "btr", "wux -> ux");
+    change(RW, "or", "ux -> wux");
+    change(2, "lock_btr", "wux -> wx");
+    change(US, "lock_or", "wx -> wux");
+    change(RW, "xor", "wux -> ux");
+    change(1, "bts", "ux -> wux");
     if (t.mode !== "p32") {
-      change(63, "bts");
-      change(63, "lock_btr");
+      change(63, "bts", "wux -> wu");
+      change(63, "lock_btr", "wu -> wux");
     }
     // Accessed, dirty and the system's own bits are no change.
-    change(0x60, "or");
-    change(0xe00, "lock_or");
-    change(5, "btr");
+    change(0x60, "or", "");
+    change(0xe00, "lock_or", "");
+    change(5, "btr", "");
     // P away and back.
-    change(0, "btr");
-    change(0, "bts");
+    change(0, "btr", "wux -> none");
+    change(0, "bts", "none -> wux");
     t.same("frame", space.memory.gpaOf(va), first);
     w.end();
   },
@@ -130,7 +135,9 @@ const levels: Scenario = {
         space.write(va, t.mode === "p32" ? BigInt.asUintN(32, value) : value, "mov", level);
         const frame = value === 0n ? -1 : value === own ? first : second;
         t.same(`frame after level ${level}`, w.watch.gpaOf(va), frame);
-        t.line(w.take(`level ${level}`).join(", "));
+        const told = w.take(`level ${level}`);
+        t.same(`times told of level ${level}`, told.length, 1);
+        t.line(told.join(", "));
       }
     }
     w.end();
@@ -145,16 +152,20 @@ const large: Scenario = {
     const va = base + 0x7000;
     space.mapLarge(base, LARGE);
     const w = new Watched(t, space, va);
-    const step = (what: string, go: () => void): void => {
+    const step = (go: () => void, should: string): void => {
       go();
-      t.line(`${what}: ${w.take(what).join(", ")}`);
+      t.same("told", w.take(should).join(", "), should);
     };
-    step("split", () => space.split(va));
-    step("one page elsewhere", () => space.map(va, LARGE + LARGE_SIZE[t.mode]));
-    step("merged", () => space.merge(va));
-    step("another large page", () => space.mapLarge(base, LARGE + LARGE_SIZE[t.mode]));
-    step("not writable", () => space.write(base, 1, "btr", 2));
-    step("gone", () => space.write(base, 0, "xchg", 2));
+    const here = LARGE + 0x7000;
+    const [at, next] = [hex(here), hex(here + LARGE_SIZE[t.mode])];
+    const own = t.guest.frame();
+    step(() => space.split(va), `level 2 ${at}wux -> ${at}wux`);
+    step(() => space.map(va, own), `level 1 ${at}wux -> ${hex(own)}wux`);
+    step(() => space.merge(va), `level 2 ${hex(own)}wux -> ${at}wux`);
+    const second = LARGE + LARGE_SIZE[t.mode];
+    step(() => space.mapLarge(base, second), `level 2 ${at}wux -> ${next}wux`);
+    step(() => space.write(base, 1, "btr", 2), `level 2 ${next}wux -> ${next}ux`);
+    step(() => space.write(base, 0, "xchg", 2), `level 2 ${next}ux -> none`);
     w.end();
   },
 };
