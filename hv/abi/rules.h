@@ -102,8 +102,7 @@ static inline int hvi_reply_ok(const struct hvi_reply *r, __u32 reason, __u32 sp
 
 	switch (r->action) {
 	case HVI_REPLY_RESUME:
-		flags = hvi_resume_runs(reason) ? HVI_REPLY_NOTIFY : 0;
-		break;
+		return !r->flags || (r->flags == HVI_REPLY_NOTIFY && hvi_resume_runs(reason));
 	case HVI_REPLY_EMULATE:
 		if (reason != HVI_EXIT_EPT)
 			return 0;

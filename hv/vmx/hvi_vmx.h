@@ -136,6 +136,17 @@ struct view {
 
 struct vcpu;
 
+/*
+ * Of the vCPU that exited last: what the engine left in its page, copied
+ * before it is checked, since the page may change under us. Of ranges and
+ * bytes, those that the action needs. The exit is the engine's to change too:
+ * nothing of it is trusted.
+ */
+struct answer {
+	struct hvi_exit exit;
+	struct hvi_reply reply;
+};
+
 struct vm {
 	struct mutex lock;
 	atomic_t waiters;		/* that want the lock from a running guest */
@@ -147,6 +158,7 @@ struct vm {
 	u32 ncpus;
 	struct vcpu *cpu[HVI_MAX_VCPUS];
 	struct vcpu *last;		/* exited last: its reply is to be taken */
+	struct answer answer;
 	u32 turn;
 	bool started;
 

@@ -18,17 +18,6 @@ u64 guest_tsc(const struct vcpu *v)
 
 /* ---- replies ------------------------------------------------------------------------------ */
 
-/*
- * Of the vCPU that exited last: what the engine left in its page, copied
- * before it is checked, since the page may change under us. Of bytes, those
- * that the action needs. The exit is the engine's to change too: nothing of
- * it is trusted.
- */
-struct answer {
-	struct hvi_exit exit;
-	struct hvi_reply reply;
-};
-
 /* The CPU does not tell the length of an instruction that an EPT violation stopped (SDM 27.2.5). */
 static int skip_ok(struct vcpu *v, struct hvi_exit *x)
 {
@@ -118,7 +107,7 @@ static int take_reply(struct vcpu *v, const struct answer *a)
 	v->page->reply.action = HVI_REPLY_RESUME;
 	v->page->reply.flags = 0;
 	v->in_exit = false;
-	if (r->flags & HVI_REPLY_NOTIFY) {
+	if (unlikely(r->flags & HVI_REPLY_NOTIFY)) {
 		v->step_notify = true;
 		one_instruction(v);
 	}
@@ -150,7 +139,7 @@ static int take_reply(struct vcpu *v, const struct answer *a)
 		step_drop(v);
 		break;
 	}
-	if (v->nov)
+	if (unlikely(v->nov))
 		step_show(v);
 	return out;
 }
@@ -656,14 +645,13 @@ static int execute(struct vm *vm, struct vcpu **on, struct vcpu **who)
 /* With the VM's lock, unless vm->lock_lost. */
 static int run_locked(struct vm *vm, struct hvi_run *a)
 {
-	struct answer answer;
 	struct vcpu *on = NULL, *who = NULL;
 	int r = 0;
 	u64 gap;
 	u32 i;
 
 	for (i = 0; i < vm->ncpus && !r; i++)
-		r = check_vcpu(vm->cpu[i], &answer);
+		r = check_vcpu(vm->cpu[i], &vm->answer);
 	if (r)
 		return r;
 	vm->has_deadline = a->flags & HVI_RUN_DEADLINE;
@@ -678,7 +666,7 @@ static int run_locked(struct vm *vm, struct hvi_run *a)
 			continue;
 		r = switch_to(&on, v);
 		if (!r)
-			r = apply(v, &answer);
+			r = apply(v, &vm->answer);
 		if (r > 0)
 			who = v;
 	}
