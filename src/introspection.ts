@@ -84,10 +84,22 @@ export class Introspection {
     });
     this.#second = vm.info.tscKhz * 1000;
     this.statistics = new Statistics(vm);
+    const { swapped } = this;
+    this.statistics.add({
+      name: "swapped memory",
+      read: () => ({
+        waiting: swapped.waiting,
+        injected: swapped.injected,
+        delivered: swapped.delivered,
+        lost: swapped.lost,
+        completed: swapped.completed,
+      }),
+    });
     for (const part of [
       this.hooks,
       this.instructions,
       this.tables,
+      this.cloaks,
       this.pages,
       this.registers,
       this.integrity,

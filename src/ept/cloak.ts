@@ -2,6 +2,7 @@
 import { HVI_EMULATE_RANGES, HVI_R, HVI_W, type Vm } from "../bridge/index.ts";
 import type { PhysicalMemory } from "../memory/physical.ts";
 import { type AddressSpace, rootTable } from "../memory/space.ts";
+import { linearRip } from "../x86/index.ts";
 import {
   ALLOW,
   DENY,
@@ -109,6 +110,18 @@ export class Cloaks {
     this.#tables = tables;
     this.#written = written;
     this.#shown = new ShownPages(vm, hooks, HVI_EMULATE_RANGES);
+  }
+
+  /** Of Statistics. */
+  readonly name = "cloaks";
+  read(): Record<string, number> {
+    let reads = 0;
+    let writes = 0;
+    for (const cloak of this.#all) {
+      reads += cloak.reads;
+      writes += cloak.writes;
+    }
+    return { regions: this.#all.size, pages: this.#shown.size, reads, writes };
   }
 
   /** Regions that are cloaked now. */
@@ -350,7 +363,7 @@ export class Cloaks {
   /** The engine's own code makes the access, and is to see what really stands there. */
   #isInternal(cloak: Cloak, access: PageAccess): boolean {
     if (cloak.options.allowInternal !== true) return false;
-    const { rip } = access.vcpu;
+    const rip = linearRip(access.vcpu);
     for (const other of this.#all) if (other.contains(rip)) return true;
     return false;
   }

@@ -17,7 +17,7 @@ import {
   type Vm,
 } from "../bridge/index.ts";
 import { ALLOW, DENY, type HookAction, REPLIED, RETRY } from "../hook-action.ts";
-import { ACCESS_READ, ACCESS_WRITE, type AccessList } from "../x86/index.ts";
+import { ACCESS_READ, ACCESS_WRITE, type AccessList, linearRip } from "../x86/index.ts";
 
 /**
  * Hooks on guest physical pages (the guide's "Guest physical memory hooks"): take a right away from
@@ -486,7 +486,7 @@ export class GpaHooks {
     vcpu.beginEmulate();
     if (shown !== undefined) {
       // The backend may fetch from what it shows: the code that runs stays as it is.
-      const rip = this.#instructions.gpaOf(vcpu, vcpu.rip) - frame;
+      const rip = this.#instructions.gpaOf(vcpu, linearRip(vcpu)) - frame;
       const end = rip + this.#instructions.length(vcpu);
       for (let i = 0; i < shown.count; i++) {
         const start = shown.ranges[2 * i] as number;
