@@ -2,6 +2,7 @@
 /** Two pages to read and two to write, at which stubs run under chosen hooks. */
 import { HVI_ACCESS_WRITE, HVI_R, HVI_W } from "../../src/bridge/index.ts";
 import type { GpaHook, HookAction, PageAccess } from "../../src/ept/gpa-hooks.ts";
+import type { HookObject } from "../../src/ept/hook-objects.ts";
 import type { Outcome, Registers } from "./guest.ts";
 import { PAGE, SOURCE, TARGET, WORD } from "./layout.ts";
 import { hex, type Trial } from "./scenario.ts";
@@ -50,9 +51,14 @@ export class StubBench {
   /** Writes of which it could not say the bytes. */
   unknown = 0;
   readonly #hooks: GpaHook[] = [];
+  #object: HookObject | undefined;
   readonly #bytes = new Uint8Array(PAGE);
 
-  constructor(readonly t: Trial) {
+  /** @param kind hooks on the frames, or on the linear addresses by an object */
+  constructor(
+    readonly t: Trial,
+    readonly kind: "frames" | "addresses" = "frames",
+  ) {
     this.space = t.guest.space();
     this.frames = [
       ...this.space.mapNew(SOURCE[t.mode], 2),
@@ -154,19 +160,31 @@ export class StubBench {
     pages: readonly number[],
     wish: (page: number) => HookAction,
   ): void {
+    const { core, mode } = this.t;
+    const told = (page: number, access: PageAccess): HookAction => {
+      this.#note(page, access);
+      return wish(page);
+    };
     for (const page of pages) {
-      const gfn = (this.frames[page] as number) / PAGE;
-      const hook = this.t.core.hooks.add(gfn, right, (access) => {
-        this.#note(page, access);
-        return wish(page);
-      });
-      this.#hooks.push(hook);
+      if (this.kind === "frames") {
+        const gfn = (this.frames[page] as number) / PAGE;
+        this.#hooks.push(core.hooks.add(gfn, right, (access) => told(page, access)));
+        continue;
+      }
+      this.#object ??= core.objects.create(this.space.memory, "stubs");
+      const base = page < 2 ? SOURCE[mode] : TARGET[mode] - 2 * PAGE;
+      const hook = this.#object.hook(base + page * PAGE, PAGE, right, (access, _region, gva) =>
+        told((gva - (gva % PAGE) - base) / PAGE, access),
+      );
+      if (hook === undefined) throw new Error("no hook on a linear address");
     }
-    this.t.core.hooks.commit();
+    core.hooks.commit();
   }
   unhook(): void {
     for (const hook of this.#hooks) this.t.core.hooks.remove(hook);
     this.#hooks.length = 0;
+    this.#object?.destroy();
+    this.#object = undefined;
     this.t.core.hooks.commit();
   }
 

@@ -12,6 +12,7 @@ import { integrity } from "./scenarios/integrity.ts";
 import { objects } from "./scenarios/objects.ts";
 import { registers } from "./scenarios/registers.ts";
 import { soaks } from "./scenarios/soak.ts";
+import { state } from "./scenarios/state.ts";
 import { storm } from "./scenarios/storm.ts";
 import { stubs } from "./scenarios/stubs.ts";
 import { swapped } from "./scenarios/swapped.ts";
@@ -32,6 +33,7 @@ export const suite: readonly Scenario[] = [
   ...registers,
   ...integrity,
   ...swapped,
+  ...state,
   ...hostile,
   ...storm,
   ...soaks,

@@ -138,11 +138,13 @@ function scenario(
   places: readonly Place[],
   ring: 0 | 3,
   round: (r: Round) => void,
+  kind: "frames" | "addresses" = "frames",
 ): Scenario[] {
+  const subject = kind === "frames" ? "stubs" : "stubs.addresses";
   return places.map((place) => ({
-    name: `stubs.${name}.ring${ring}.${place}`,
+    name: `${subject}.${name}.ring${ring}.${place}`,
     run: (t) => {
-      const bench = new StubBench(t);
+      const bench = new StubBench(t, kind);
       for (const [i, stub] of STUBS.entries()) {
         if (!t.isTurn(i)) continue;
         if (!(stub.modes?.includes(t.mode) ?? true) || (stub.ring0 && ring === 3)) continue;
@@ -170,4 +172,8 @@ export const stubs: readonly Scenario[] = ([0, 3] as const).flatMap((ring) => [
   ...scenario("deny-first-page", ["edge"], ring, denyFirstPage),
   ...scenario("allow-reads", BOTH, ring, allowReads),
   ...scenario("deny-reads", BOTH, ring, denyReads),
+  ...scenario("allow-writes", BOTH, ring, allowWrites, "addresses"),
+  ...scenario("deny-first-page", ["edge"], ring, denyFirstPage, "addresses"),
+  ...scenario("deny-writes", ["inside"], ring, denyWrites, "addresses"),
+  ...scenario("allow-reads", BOTH, ring, allowReads, "addresses"),
 ]);
