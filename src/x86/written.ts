@@ -51,6 +51,7 @@ export class Written {
   readonly bytes = new Uint8Array(MAX_VALUE);
   /** The bytes that stand there now. */
   readonly old = new Uint8Array(MAX_VALUE);
+  /** The same bytes, for integers. */
   readonly view = new DataView(this.bytes.buffer);
   readonly oldView = new DataView(this.old.buffer);
 }

@@ -104,6 +104,8 @@ static inline u32 below(struct rng *r, u32 n)
 }
 
 bool decode(u8 bits, const u8 *bytes, u32 len, ZydisDecodedInstruction *z, ZydisDecodedOperand *op);
+/* Linear address of a memory operand; of a gather, without an index. */
+u64 address_of(const struct test *t, const ZydisDecodedOperand *p);
 /* Fills in the test and the host's sandbox memory. False: no safe operands found. */
 bool make_test(const struct form *f, struct rng *r, struct test *t);
 

@@ -397,7 +397,7 @@ static bool aim(struct rng *r, struct test *t, const ZydisDecodedOperand *p, u64
 	return true;
 }
 
-static u64 address_of(const struct test *t, const ZydisDecodedOperand *p)
+u64 address_of(const struct test *t, const ZydisDecodedOperand *p)
 {
 	const ZydisDecodedOperandMem *m = &p->mem;
 	u64 la = (u64)m->disp.value;
