@@ -188,7 +188,7 @@ describe("GNU objdump agrees", () => {
     test(`on the same bytes read as ${mode}-bit code`, async () => {
       const c = new Comparison(mode);
       const text = join(folder, "libc.text");
-      must(["objcopy", "-O", "binary", "-j", ".text", LIBC, text]);
+      await must(["objcopy", "-O", "binary", "-j", ".text", LIBC, text]);
       await c.add(["-D", "-b", "binary", "-m", machine, text]);
       c.check(50_000);
     }, 600_000);

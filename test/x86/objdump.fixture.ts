@@ -43,7 +43,10 @@ export async function* objdump(args: readonly string[]): AsyncGenerator<Disassem
     }
   }
   const code = await child.exited;
-  if (code !== 0) throw new Error(`objdump: ${await new Response(child.stderr).text()}`);
+  if (code !== 0) {
+    const said = await new Response(child.stderr).text();
+    throw new Error(`objdump: exit ${code}, signal ${child.signalCode}: ${said}`);
+  }
 }
 
 const BRACKETS = /(?:([c-gs]s):)?\[([^\]]*)\]/g;
