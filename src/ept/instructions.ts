@@ -114,9 +114,10 @@ export class ExitInstructions implements ExitAccesses {
    * One list, filled anew by each call. Undefined when it cannot be decoded.
    */
   accesses(vcpu: Vcpu): AccessList | undefined {
-    const insn = this.instruction(vcpu);
+    const context = this.context(vcpu);
+    const insn = this.#cache.atRip(vcpu, context.memory);
     if (insn === undefined) return undefined;
-    listAccesses(this.context(vcpu), insn, this.#accesses);
+    listAccesses(context, insn, this.#accesses);
     return this.#accesses;
   }
 
@@ -138,9 +139,10 @@ export class ExitInstructions implements ExitAccesses {
   bytes(access: PageAccess, out: Uint8Array): number {
     if (Number.isNaN(access.gva)) return -1;
     const { vcpu } = access;
-    const insn = this.instruction(vcpu);
+    const context = this.context(vcpu);
+    const insn = this.#cache.atRip(vcpu, context.memory);
     const written = this.#written;
-    if (insn === undefined || !writtenValue(this.context(vcpu), insn, written)) return -1;
+    if (insn === undefined || !writtenValue(context, insn, written)) return -1;
     // An access that crosses into a second page violates there at a later byte of the value.
     const from = access.gva - written.gva;
     if (from < 0 || from >= written.size) return -1;

@@ -159,5 +159,7 @@ bool fault_memory_loose(const struct test *t);
 bool fault_unspecified(const struct test *t, const struct outcome *host);
 /* Brings what is undefined or known to differ to one value in both outcomes. */
 void forget_undefined(const struct test *t, struct outcome *host, struct outcome *guest);
+/* Whether the host's CPU writes bytes that hv/soft, which is like Intel's, leaves alone. */
+bool host_stores_more(const struct test *t);
 
 #endif

@@ -267,6 +267,13 @@ static void take_hosts_bytes(u64 la, u32 n)
 	}
 }
 
+/* PUSH of a segment register: AMD's CPUs write all of a 32-bit slot, hv/soft, like Intel's, two bytes. */
+bool host_stores_more(const struct test *t)
+{
+	return host_is_amd() && t->z.mnemonic == ZYDIS_MNEMONIC_PUSH && t->z.operand_width == 32 &&
+	       ZydisRegisterGetClass(t->op[0].reg.value) == ZYDIS_REGCLASS_SEGMENT;
+}
+
 static bool is_gather(const struct test *t)
 {
 	return t->z.meta.category == ZYDIS_CATEGORY_AVX2GATHER;
@@ -275,9 +282,8 @@ static bool is_gather(const struct test *t)
 /*
  * What AMD's CPUs leave behind otherwise: FOP, FIP and FDP are kept only while
  * an exception is pending (APM 2, 11.5.6), MXCSR_MASK has bit 17, which hvi's
- * CPUID does not offer; PUSH of a segment register writes all of a 32-bit slot;
- * REP CMPS and SCAS that fault have the flags of the iteration before, and a
- * gather that faults has done nothing.
+ * CPUID does not offer; REP CMPS and SCAS that fault have the flags of the
+ * iteration before, and a gather that faults has done nothing.
  */
 static void forget_amd(const struct test *t, struct outcome *h, struct outcome *g)
 {
@@ -294,8 +300,7 @@ static void forget_amd(const struct test *t, struct outcome *h, struct outcome *
 			memcpy(g->s.xs + XS_XMM + 16 * n, h->s.xs + XS_XMM + 16 * n, 16);
 			memcpy(g->s.xs + XS_YMM + 16 * n, h->s.xs + XS_YMM + 16 * n, 16);
 		}
-	if (!fault && t->z.mnemonic == ZYDIS_MNEMONIC_PUSH && t->z.operand_width == 32 &&
-	    ZydisRegisterGetClass(t->op[0].reg.value) == ZYDIS_REGCLASS_SEGMENT)
+	if (!fault && host_stores_more(t))
 		take_hosts_bytes(h->s.gpr[RSP] + 2, 2);
 	switch (t->z.mnemonic) {
 	case ZYDIS_MNEMONIC_FXSAVE: case ZYDIS_MNEMONIC_FXSAVE64:

@@ -180,7 +180,8 @@ STUB fld4_ld; flds (SI); fstp %st(0); ret
 STUB fild8_ld; fildll (SI); fstp %st(0); ret
 STUB xlat_ld; mov SI, BX; xlat; ret
 STUB fxrstor; fxsave (DI); fxrstor (DI); ret
-STUB xrstor; xsave (DI); xrstor (DI); ret
+# x87 is in use, by every CPU's reckoning (XINUSE), so that its part is saved and read back.
+STUB xrstor; fninit; fld1; xsave (DI); xrstor (DI); fninit; ret
 
 /* ---- the stack, and jumps through memory ------------------------------------------------------- */
 
