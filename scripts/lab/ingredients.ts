@@ -27,8 +27,9 @@ const ROOT = join(import.meta.dir, "../..");
 /** What the conformance suite gives on hv/soft. */
 export const SOFT_TRANSCRIPT = join(ROOT, "build/lab/soft.transcript");
 
-/** What the core's scenarios give on hv/soft. */
-export const SOFT_CORE = join(ROOT, "build/lab/soft-core.transcript");
+/** What the core's scenarios give on hv/soft, with as much effort (test/core/effort.ts) as in the lab. */
+export const softCore = (effort: string): string =>
+  join(ROOT, `build/lab/soft-core-${effort}.transcript`);
 
 /** Where the run of the attacks on hv/soft leaves its console and its alerts. */
 export const SOFT_ATTACKS = {
@@ -228,8 +229,6 @@ async function core(w: Workshop): Promise<LabFile[]> {
   const script = join(w.dir, "core.js");
   const argv = [process.execPath, "build", "--target=bun", "--minify-syntax"];
   await must([...argv, `--outfile=${script}`, join(dir, "main.ts")]);
-  const soft = [process.execPath, join(dir, "main.ts"), "--backend", "soft", "--brief"];
-  await must([...soft, "--out", SOFT_CORE], { cwd: ROOT });
   const images = join(ROOT, "build/core");
   const names = readdirSync(images).filter((name) => /\.(bin|sym)$/.test(name));
   return [
@@ -237,6 +236,14 @@ async function core(w: Workshop): Promise<LabFile[]> {
     { path: "lab/core/zydis.wasm", from: join(ROOT, "build/zydis.wasm") },
     ...names.map((name) => ({ path: `lab/core/${name}`, from: join(images, name) })),
   ];
+}
+
+/** Transcripts for steps of `core`: no files for the machine. */
+async function softCoreTranscript(effort: string): Promise<LabFile[]> {
+  await must(["make", "-s", "-C", join(ROOT, "test/core/guest")]);
+  const soft = [process.execPath, join(ROOT, "test/core/main.ts"), "--backend", "soft"];
+  await must([...soft, "--effort", effort, "--out", softCore(effort)], { cwd: ROOT });
+  return [];
 }
 
 /** bench/vmx/engine-cost.ts as one script, for the single executable like the conformance suite. */
@@ -290,6 +297,8 @@ const INGREDIENTS = {
   hvi,
   conformance,
   core,
+  "soft-core-brief": () => softCoreTranscript("brief"),
+  "soft-core-every": () => softCoreTranscript("every"),
   guest: stockGuest,
   "soft-attacks": softAttacks,
   "exit-cost": async (w: Workshop) => [await program(w, "bench/vmx/exit-cost.c")],

@@ -19,5 +19,8 @@ export const FULL: Effort = {
   every: 1,
   everyMode: true,
 };
-/** For a machine that is emulated. */
-export const BRIEF: Effort = { rounds: 3, storm: 100, every: 8, everyMode: false };
+/** For a machine that is emulated: in minutes, and in as little as finds most. */
+const EVERY: Effort = { rounds: 20, storm: 1000, every: 1, everyMode: true };
+const BRIEF: Effort = { rounds: 3, storm: 100, every: 8, everyMode: false };
+
+export const EFFORTS: Readonly<Record<string, Effort>> = { full: FULL, every: EVERY, brief: BRIEF };

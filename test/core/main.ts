@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: MIT
 /**
  * The core's scenarios without a test framework, for places where only the single executable exists:
- *   bun test/core/main.ts --backend soft|vmx --out FILE [--only TEXT] [--images DIR] [--zydis FILE] [--brief] [--times]
- * --brief: fewer rounds and stubs, for a machine that is emulated; --times: what each took. Transcripts are compared with those
- * of the same effort. Exit code 0: every scenario went as it should.
+ *   bun test/core/main.ts --backend soft|vmx --out FILE [--only TEXT] [--images DIR] [--zydis FILE] [--times]
+ *     [--effort full|every|brief]
+ * --effort: every scenario as often as the tests do, less often, or only some of them (effort.ts); --times: what each took.
+ * Transcripts are compared with those of the same effort. Exit code 0: every scenario went as it should.
  */
 import { mkdirSync, writeFileSync } from "node:fs";
 import { dirname, resolve } from "node:path";
 import { parseArgs } from "node:util";
 import { registerAsset } from "../../src/bridge/index.ts";
 import { type Result, transcriptOf } from "../conformance/runner.ts";
-import { BRIEF, FULL } from "./effort.ts";
+import { EFFORTS } from "./effort.ts";
 import { imagesFrom } from "./image.ts";
 import { runScenario } from "./runner.ts";
 import { runs } from "./suite.ts";
@@ -22,7 +23,7 @@ const { values } = parseArgs({
     only: { type: "string", default: "" },
     images: { type: "string", default: resolve(import.meta.dir, "../../build/core") },
     zydis: { type: "string" },
-    brief: { type: "boolean", default: false },
+    effort: { type: "string", default: "full" },
     times: { type: "boolean", default: false },
   },
 });
@@ -31,10 +32,14 @@ if (backend !== "soft" && backend !== "vmx") {
   console.error(`core: --backend is soft or vmx, not ${backend}`);
   process.exit(2);
 }
+const effort = EFFORTS[values.effort];
+if (effort === undefined) {
+  console.error(`core: --effort is ${Object.keys(EFFORTS).join(", ")}, not ${values.effort}`);
+  process.exit(2);
+}
 if (values.zydis !== undefined) registerAsset("zydis.wasm", values.zydis);
 const images = imagesFrom(values.images);
 
-const effort = values.brief ? BRIEF : FULL;
 const results: Result[] = [];
 for (const { scenario, mode } of runs(effort)) {
   if (!`${scenario.name}.${mode}`.includes(only)) continue;
