@@ -81,6 +81,16 @@ export class StubBench {
     return out;
   }
 
+  /**
+   * The byte of an event's frame with RFLAGS.RF, as bytesOf(); -1 for other stubs. INT n pushes RF as it
+   * is, and an EPT violation at it, outside its delivery, leaves 1 there (SDM vol. 3, 27.3.3): also one
+   * that the backend deals with by itself, which a second run of the same stub need not have.
+   */
+  resumeFlag(stub: Stub, place: Place): number {
+    if (!stub.event) return -1;
+    return Math.min(...this.bytesOf(stub, place, "w")) + 2 * WORD[this.t.mode] + 2;
+  }
+
   /** Offset of SI or DI in its two pages. */
   #offset(stub: Stub, place: Place, at: "si" | "di"): number {
     const first = accesses(stub, WORD[this.t.mode]).find((a) => a.at === at);

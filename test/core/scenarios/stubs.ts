@@ -38,18 +38,10 @@ function bytes(list: Iterable<number>): string {
   return ranges.map(([from, to]) => `${hex(from)}+${to - from}`).join(" ");
 }
 
-/**
- * The byte of an event's frame with RFLAGS.RF, -1 for other stubs. INT n pushes RF as it is, and an EPT
- * violation at it, outside its delivery, leaves 1 there (SDM vol. 3, 27.3.3): also one that the backend
- * deals with by itself, which a second run of the same stub need not have.
- */
-function resumeFlag(r: Round): number {
-  if (!r.stub.event) return -1;
-  const lowest = Math.min(...r.bench.bytesOf(r.stub, r.place, "w"));
-  return lowest + 2 * WORD[r.t.mode] + 2;
-}
 function sameMemory(r: Round, ran: Ran, should: readonly Uint8Array[]): void {
-  const wrong = changed(should, ran.memory).filter((b) => b !== resumeFlag(r));
+  const wrong = changed(should, ran.memory).filter(
+    (b) => b !== r.bench.resumeFlag(r.stub, r.place),
+  );
   const at = (pages: readonly Uint8Array[], b: number) => pages[Math.floor(b / PAGE)]?.[b % PAGE];
   const [first] = wrong;
   const example =
