@@ -82,9 +82,9 @@ export class StubBench {
   }
 
   /**
-   * The byte of an event's frame with RFLAGS.RF, as bytesOf(); -1 for other stubs. INT n pushes RF as it
-   * is, and an EPT violation at it, outside its delivery, leaves 1 there (SDM vol. 3, 27.3.3): also one
-   * that the backend deals with by itself, which a second run of the same stub need not have.
+   * The byte of an event's frame with RFLAGS.RF, as bytesOf(); -1 for other stubs. On VT-x it may be set
+   * where the frame is hooked. Presumably the EPT violation leaves 1 there (SDM vol. 3, 27.3.3) and INT n
+   * pushes it; it was not traced.
    */
   resumeFlag(stub: Stub, place: Place): number {
     if (!stub.event) return -1;

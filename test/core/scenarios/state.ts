@@ -37,7 +37,7 @@ const registers: Scenario = {
       t.same("gate 3 for ring 3", gate?.dpl, 3);
       t.same("a gate beyond the limit", state.idtEntry(0x1000), undefined);
       t.line(`cs limit ${hex(segments.limit[HVI_CS] as number)} idt limit ${hex(all.idtLimit)}`);
-      // VT-x sets RF at an EPT violation (SDM 28.3.3), so that going on does not meet a breakpoint again.
+      // VT-x sets RF at an EPT violation (SDM 27.3.3), so that going on does not meet a breakpoint again.
       const rflags = all.rflags & ~RFLAGS_RF;
       t.line(`cr0 ${hex(all.cr0)} gdt limit ${hex(all.gdtLimit)} rflags ${hex(rflags)}`);
       const next = new Gprs();

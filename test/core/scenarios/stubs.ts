@@ -5,7 +5,7 @@
  */
 import { HVI_R, HVI_W } from "../../../src/bridge/index.ts";
 import { ALLOW, DENY } from "../../../src/ept/gpa-hooks.ts";
-import { PAGE, WORD } from "../layout.ts";
+import { PAGE } from "../layout.ts";
 import { hex, type Scenario, type Trial } from "../scenario.ts";
 import { changed, type Place, type Ran, StubBench } from "../stub-bench.ts";
 import { STUBS, type Stub } from "../stubs.ts";
