@@ -6,7 +6,6 @@
  *
  *     bun bench/exit.bench.ts [--json]
  */
-import { heapStats } from "bun:jsc";
 import {
   HVI_EXIT_EPT,
   HVI_R,
@@ -21,7 +20,7 @@ import { ALLOW, DENY, type HookAction } from "../src/ept/gpa-hooks.ts";
 import { Introspection } from "../src/introspection.ts";
 import { enterLinux64 } from "../src/machine/load/entry.ts";
 import { PhysicalMemory } from "../src/memory/physical.ts";
-import { measure, report } from "./measure.ts";
+import { growth, measure, report } from "./measure.ts";
 
 const ROUNDS = 200_000;
 const MILLION = 1_000_000;
@@ -63,16 +62,6 @@ function hooked(answer: HookAction): { vm: Vm; core: Introspection } {
   core.hooks.add(HOOKED / 4096, HVI_W, () => answer);
   core.hooks.commit();
   return { vm, core };
-}
-
-/** Bytes that the heap grows by. */
-function growth(body: () => void): number {
-  body();
-  Bun.gc(true);
-  const before = heapStats().heapSize;
-  body();
-  Bun.gc(true);
-  return heapStats().heapSize - before;
 }
 
 const allowed = hooked(ALLOW);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 /** What the benchmarks of memory and decoding share: timing, peers in C, the table. */
 import { dlopen } from "bun:ffi";
+import { heapStats } from "bun:jsc";
 import { mkdirSync } from "node:fs";
 import { join } from "node:path";
 
@@ -22,6 +23,20 @@ export function measure(rounds: number, body: (rounds: number) => number): numbe
     best = Math.min(best, (Bun.nanoseconds() - start) / rounds);
   }
   return best;
+}
+
+/** Bytes that the heap grows by while `body`, which has run before, runs once more. */
+export function growth(body: () => void): number {
+  const size = (): number => {
+    Bun.gc(true);
+    return heapStats().heapSize;
+  };
+  body();
+  // The first look at the heap leaves something there itself.
+  size();
+  const before = size();
+  body();
+  return size() - before;
 }
 
 /** Builds and loads bench/peers/peers.c. */
