@@ -43,7 +43,7 @@ export class Trial {
   readonly #turn: number;
 
   constructor(
-    backend: BackendName,
+    readonly backend: BackendName,
     images: ImageSource,
     readonly mode: Mode,
     readonly effort: Effort,

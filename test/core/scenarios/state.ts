@@ -1,10 +1,22 @@
 // SPDX-License-Identifier: MIT
 /** What the engine reads and sets of the guest at an exit: registers, vector registers, memory under any root. */
-import { HVI_CS, HVI_RAX, HVI_W, HVI_X } from "../../../src/bridge/index.ts";
+import {
+  HVI_CS,
+  HVI_EXIT_PAUSED,
+  HVI_RAX,
+  HVI_RCX,
+  HVI_W,
+  HVI_X,
+  openVm,
+  type Vcpu,
+} from "../../../src/bridge/index.ts";
 import { ALLOW, DENY } from "../../../src/ept/gpa-hooks.ts";
 import { Gprs, Registers, Segments } from "../../../src/guest/state.ts";
+import { Introspection } from "../../../src/introspection.ts";
+import { PhysicalMemory } from "../../../src/memory/physical.ts";
 import { safeWrite, WriteAccess, WriteOutcome, WriteStop } from "../../../src/memory/safe-write.ts";
 import { setVectorOf, vectorOf } from "../../../src/x86/index.ts";
+import { Cpu } from "../../conformance/cpu.ts";
 import { KERNEL_BASE, P, PAGE, RW, TARGET, US, USER_PAGE, WORD } from "../layout.ts";
 import { hex, type Scenario } from "../scenario.ts";
 
@@ -203,4 +215,68 @@ const denied: Scenario = {
   },
 };
 
-export const state: readonly Scenario[] = [registers, vectors, memory, safeWrites, denied];
+/** At exits of one vCPU the other, which counts in ECX and in memory, is looked at and goes on. */
+const otherVcpu: Scenario = {
+  name: "state.other-vcpu",
+  modes: ["long"],
+  run: (t) => {
+    const [COUNTER, HOOKED, FIRST, SECOND] = [0x3000, 0x4000, 0x5000, 0x6000] as const;
+    const vm = openVm({ backend: t.backend });
+    try {
+      vm.create({ vcpus: 2 });
+      vm.addMemory({ gpa: 0, size: 0x10000 });
+      vm.setCpuid(vm.supportedCpuid());
+      vm.mapMemory();
+      const ram = vm.ram.view(0, 0x10000) as Uint8Array;
+      // mov edx, 20000; dec edx; jnz back; mov [HOOKED], al; jmp back
+      ram.set([0xba, 0x20, 0x4e, 0, 0, 0x4a, 0x75, 0xfd, 0xa2, 0, 0x40, 0, 0, 0xeb, 0xf1], FIRST);
+      // inc ecx; mov [COUNTER], ecx; jmp back
+      ram.set([0x41, 0x89, 0x0d, 0, 0x30, 0, 0, 0xeb, 0xf7], SECOND);
+      for (const [i, entry] of [FIRST, SECOND].entries()) {
+        const cpu = new Cpu(vm.vcpus[i] as Vcpu);
+        cpu.init("prot", false);
+        cpu.set("rip", entry);
+      }
+      const memory = new PhysicalMemory(vm.ram);
+      const core = new Introspection(vm, memory);
+      const seen = new Registers();
+      const again = new Registers();
+      const counts = new Set<number>();
+      core.hooks.add(HOOKED / PAGE, HVI_W, ({ vcpu }) => {
+        t.same("the current one", core.state.look(), vcpu);
+        core.state.pause(1);
+        core.state.readRegisters(seen, 1);
+        const stored = memory.read32(COUNTER);
+        core.state.readRegisters(again, 1);
+        t.same("counts while it is paused", again.lo[HVI_RCX], seen.lo[HVI_RCX]);
+        t.same("stores while it is paused", memory.read32(COUNTER), stored);
+        core.state.resume(1);
+        const at = seen.rip - SECOND;
+        // Before the store, or after it.
+        t.same("its ECX", seen.lo[HVI_RCX], stored + (at === 1 ? 1 : 0));
+        t.check([0, 1, 7].includes(at), `the other stands ${at} bytes after its start`);
+        counts.add(stored);
+        return ALLOW;
+      });
+      core.hooks.commit();
+      for (let exits = 0; counts.size < 4 && exits < 10_000; exits++) {
+        const vcpu = vm.run();
+        if (core.handle(vcpu)) continue;
+        t.same("an exit of nobody", vcpu.exitReason, HVI_EXIT_PAUSED);
+        vcpu.resume();
+      }
+      t.same("different counts", counts.size, 4);
+    } finally {
+      vm.close();
+    }
+  },
+};
+
+export const state: readonly Scenario[] = [
+  registers,
+  vectors,
+  memory,
+  safeWrites,
+  denied,
+  otherVcpu,
+];
