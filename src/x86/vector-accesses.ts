@@ -21,6 +21,7 @@ import { registerInfo } from "./registers.ts";
 import { readMmx, readOpmask, readVector } from "./xsave.ts";
 
 const indices = new Uint8Array(64);
+const indexWords = new Int32Array(indices.buffer);
 const mask = new Uint8Array(64);
 /** One byte an element: whether it is chosen. */
 const chosen = new Uint8Array(64);
@@ -140,14 +141,9 @@ export function listElements(
       : chooseByVector(c, insn.operands[2].register, count, bytes);
   for (let i = 0; i < count; i++) {
     if (known && chosen[i] === 0) continue;
-    const from = i * indexBytes;
-    const lo = word(from);
-    const hi = indexBytes === 8 ? word(from + 4) : lo >> 31;
+    const lo = indexWords[(i * indexBytes) >>> 2];
+    const hi = indexBytes === 8 ? indexWords[2 * i + 1] : lo >> 31;
     const at = elementAddress(c.vcpu, insn, operand, lo, hi, rip);
     out.add(at, bytes, known ? flags : flags | ACCESS_CONDITIONAL);
   }
-}
-
-function word(i: number): number {
-  return indices[i] | (indices[i + 1] << 8) | (indices[i + 2] << 16) | (indices[i + 3] << 24);
 }
