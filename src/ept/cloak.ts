@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 import { HVI_EMULATE_RANGES, HVI_R, HVI_W, type Vm } from "../bridge/index.ts";
+import { PAGE_SIZE, pageOf } from "../memory/address.ts";
 import type { PhysicalMemory } from "../memory/physical.ts";
-import { type AddressSpace, rootTable } from "../memory/space.ts";
+import { type AddressSpace, sameTables } from "../memory/space.ts";
 import { linearRip } from "../x86/index.ts";
 import {
   ALLOW,
@@ -22,7 +23,6 @@ import { ShownPages } from "./shown-pages.ts";
  * through which mapping.
  */
 
-const PAGE_SIZE = 4096;
 /** Pages that a region may span. */
 const MAX_PAGES = 2;
 
@@ -136,7 +136,7 @@ export class Cloaks {
    */
   cloak(space: AddressSpace, gva: number, length: number, options: CloakOptions = {}): CloakResult {
     const refuse = (reason: string): CloakResult => ({ ok: false, reason });
-    const first = Math.floor(gva / PAGE_SIZE) * PAGE_SIZE;
+    const first = pageOf(gva);
     const whole = Number.isInteger(gva) && Number.isInteger(length);
     if (!(whole && length > 0 && gva + length <= first + MAX_PAGES * PAGE_SIZE)) {
       return refuse(`a region has 1 byte to ${MAX_PAGES} pages, not ${length} bytes from there`);
@@ -148,13 +148,13 @@ export class Cloaks {
     }
     for (const other of this.#all) {
       const apart = gva >= other.gva + other.length || other.gva >= gva + length;
-      if (!apart && sameSpace(other.space, space)) return refuse("part of it is cloaked already");
+      if (!apart && sameTables(other.space, space)) return refuse("part of it is cloaked already");
     }
     const original = new Uint8Array(length);
     const patched = new Uint8Array(length);
     const cloak = new Cloak(space, gva, length, original, patched, options);
     for (let at = gva; at < gva + length; ) {
-      const end = Math.min(gva + length, Math.floor(at / PAGE_SIZE) * PAGE_SIZE + PAGE_SIZE);
+      const end = Math.min(gva + length, pageOf(at) + PAGE_SIZE);
       cloak.parts.push({
         gva: at,
         offset: at - gva,
@@ -244,7 +244,7 @@ export class Cloaks {
   /** The region that an address of a space lies in (IntMemClkIsPtrInCloak). */
   at(space: AddressSpace, gva: number): Cloak | undefined {
     for (const cloak of this.#all) {
-      if (cloak.contains(gva) && sameSpace(cloak.space, space)) return cloak;
+      if (cloak.contains(gva) && sameTables(cloak.space, space)) return cloak;
     }
     return undefined;
   }
@@ -261,7 +261,7 @@ export class Cloaks {
   #prepare(cloak: Cloak): string | undefined {
     const { options } = cloak;
     for (const part of cloak.parts) {
-      const page = Math.floor(part.gva / PAGE_SIZE) * PAGE_SIZE;
+      const page = pageOf(part.gva);
       part.watch = this.#tables.watch(cloak.space, page, page + PAGE_SIZE, {
         after: () => this.#moved(cloak, part),
         owner: options.owner ?? "cloak",
@@ -377,11 +377,6 @@ export class Cloaks {
     const bytes = this.#bytes.slice(from - access.gpa, to - access.gpa);
     this.modifyOriginal(cloak, bytes, part.offset + (from - part.gpa));
   }
-}
-
-/** The same tables, whatever the PCID. */
-function sameSpace(a: AddressSpace, b: AddressSpace): boolean {
-  return a.mode === b.mode && rootTable(a.mode, a.root) === rootTable(b.mode, b.root);
 }
 
 function same(a: Uint8Array, b: Uint8Array): boolean {

@@ -17,6 +17,7 @@ import {
   type Vm,
 } from "../bridge/index.ts";
 import { ALLOW, DENY, type HookAction, REPLIED, RETRY } from "../hook-action.ts";
+import { PAGE_SIZE, pageOffset } from "../memory/address.ts";
 import { ACCESS_READ, ACCESS_WRITE, type AccessList, linearRip } from "../x86/index.ts";
 
 /**
@@ -126,7 +127,6 @@ interface Page {
   shown: ShownPage | undefined;
 }
 
-const PAGE_SIZE = 4096;
 /** Pages that statistics name. */
 const HOTTEST = 8;
 /** Accesses that are not to an operand of the instruction at RIP. */
@@ -369,7 +369,7 @@ export class GpaHooks {
       for (let i = 0; i < list.length; i++) {
         const end = (list.gva[i] as number) + (list.size[i] as number);
         for (let at = list.gva[i] as number; at < end; ) {
-          const base = at - positiveModulo(at);
+          const base = at - pageOffset(at);
           const next = Math.min(end, base + PAGE_SIZE);
           const start = base === linear ? frame + (at - base) : this.#instructions.gpaOf(vcpu, at);
           if (start >= frame && start < frame + PAGE_SIZE) {
@@ -559,12 +559,6 @@ function raiseNotExecutable(vcpu: Vcpu): void {
   const code = 0x11 | (vcpu.cpl === 3 ? 4 : 0);
   vcpu.inject(HVI_EVENT_EXCEPTION, VECTOR_PF, code, vcpu.exitGva);
   vcpu.injectReply();
-}
-
-/** Offset in its page of a linear address, which may be negative. */
-function positiveModulo(gva: number): number {
-  const rest = gva % PAGE_SIZE;
-  return rest < 0 ? rest + PAGE_SIZE : rest;
 }
 
 /** EPT rights of a page with these hooks. A page without R has no W either (SDM 28.3.3.1). */

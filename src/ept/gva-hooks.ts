@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 import { HVI_R, HVI_W, HVI_X } from "../bridge/index.ts";
+import { PAGE_SIZE, pageOf } from "../memory/address.ts";
 import type { PhysicalMemory } from "../memory/physical.ts";
 import type { AddressSpace } from "../memory/space.ts";
 import {
@@ -35,7 +36,6 @@ export interface GvaHookOptions {
   moved?: MovedHandler;
 }
 
-const PAGE_SIZE = 4096;
 /** Pages that one hook may have: 4 GiB. */
 const MAX_PAGES = 2 ** 20;
 
@@ -190,7 +190,7 @@ export class GvaHooks {
     if (!(start >= 0 && start < PAGE_SIZE && start < end)) {
       throw new RangeError(`[${start}, ${end}) does not begin in the page`);
     }
-    const base = Math.floor(gva / PAGE_SIZE) * PAGE_SIZE;
+    const base = pageOf(gva);
     if (!(end <= MAX_PAGES * PAGE_SIZE) || !Number.isFinite(base)) return undefined;
     const hook = new GvaHook(space, base, right, start, end, priority, owner, handler, moved);
     if (!hook.attach(this.#hooks, this.#tables, this.#memory)) return undefined;

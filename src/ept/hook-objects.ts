@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+import { pageOffset } from "../memory/address.ts";
 import type { AddressSpace } from "../memory/space.ts";
 import type { HookAction, PageAccess } from "./gpa-hooks.ts";
 import type { GvaHook, GvaHooks } from "./gva-hooks.ts";
@@ -101,7 +102,7 @@ export class HookObject {
     if (!(length >= 1)) throw new RangeError(`a region of ${length} bytes`);
     if (this.destroyed) return undefined;
     const region = new Region(this, gva, gva + length, right);
-    const start = gva - Math.floor(gva / 4096) * 4096;
+    const start = pageOffset(gva);
     const { priority, owner = this.type, moved } = options;
     const hook = this.#hooks.add(
       this.space,

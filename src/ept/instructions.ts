@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 import type { Vcpu, Vm } from "../bridge/index.ts";
-import type { PhysicalMemory, VirtualMemory } from "../memory/index.ts";
+import { PAGE_SIZE, type PhysicalMemory, type VirtualMemory } from "../memory/index.ts";
 import {
   AccessList,
   cpuMode,
@@ -52,7 +52,7 @@ class VcpuContext implements InsnContext {
     }
     const pointerSize = cpuMode(vcpu) === "long" ? 8 : 4;
     // Roots are neighbours: a process's pair of tables, processes made one after the other.
-    const slot = (Math.floor(cr3 / 4096) ^ (pointerSize & 4)) & (SPACES - 1);
+    const slot = (Math.floor(cr3 / PAGE_SIZE) ^ (pointerSize & 4)) & (SPACES - 1);
     let memory = this.#spaces[slot];
     if (memory?.root !== cr3 || memory.pointerSize !== pointerSize) {
       memory = virtualMemoryOf(vcpu, this.#physical);
@@ -146,7 +146,7 @@ export class ExitInstructions implements ExitAccesses {
     // An access that crosses into a second page violates there at a later byte of the value.
     const from = access.gva - written.gva;
     if (from < 0 || from >= written.size) return -1;
-    const room = Math.min(4096 - (access.gpa % 4096), out.length, written.size - from);
+    const room = Math.min(PAGE_SIZE - (access.gpa % PAGE_SIZE), out.length, written.size - from);
     for (let i = 0; i < room; i++) out[i] = written.bytes[from + i];
     return room;
   }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-import { PAGE_SIZE } from "../memory/address.ts";
+import { PAGE_SIZE, pageOffset } from "../memory/address.ts";
 import type { PhysicalMemory } from "../memory/physical.ts";
-import type { AddressSpace } from "../memory/space.ts";
+import { type AddressSpace, sameTables } from "../memory/space.ts";
 import { Translation, translate } from "../memory/translate.ts";
 
 /**
@@ -199,8 +199,7 @@ export class Integrity {
     const found: Region[] = [];
     for (const other of this.#regions) {
       if (gva >= other.gva + other.length || other.gva >= gva + length) continue;
-      if (other.space.mode !== space.mode || tableOf(other.space) !== tableOf(space)) continue;
-      found.push(other);
+      if (sameTables(other.space, space)) found.push(other);
     }
     return found;
   }
@@ -425,25 +424,20 @@ export class Integrity {
   }
 }
 
-/** Bytes of the region's first page before the region. */
-function lead(gva: number): number {
-  const rest = gva % PAGE_SIZE;
-  return rest < 0 ? rest + PAGE_SIZE : rest;
-}
-
 function pagesOf(gva: number, length: number): number {
-  return Math.ceil((lead(gva) + length) / PAGE_SIZE);
+  return Math.ceil((pageOffset(gva) + length) / PAGE_SIZE);
 }
 
 /** Where the region's nth page begins, from the region's start. */
 function offsetOf(region: Region, page: number): number {
-  return page === 0 ? 0 : page * PAGE_SIZE - lead(region.gva);
+  return page === 0 ? 0 : page * PAGE_SIZE - pageOffset(region.gva);
 }
 
 /** Bytes of the region in its nth page. */
 function lengthOf(region: Region, page: number): number {
   return (
-    Math.min((page + 1) * PAGE_SIZE - lead(region.gva), region.length) - offsetOf(region, page)
+    Math.min((page + 1) * PAGE_SIZE - pageOffset(region.gva), region.length) -
+    offsetOf(region, page)
   );
 }
 
@@ -466,9 +460,4 @@ function isRange(space: AddressSpace, gva: number, length: number): boolean {
     default:
       return gva >= 0 && last < 2 ** 32;
   }
-}
-
-/** The root's address without PCID or cache bits (SDM 4.5: 4 KiB; 4.4.1: 32 bytes with PAE). */
-function tableOf(space: AddressSpace): number {
-  return Math.floor(space.root / (space.mode === "pae" ? 32 : PAGE_SIZE));
 }

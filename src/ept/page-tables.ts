@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT
 import { HVI_ACCESS_EVENT, HVI_ACCESS_WALK, HVI_W, type Vcpu } from "../bridge/index.ts";
+import { PAGE_SIZE } from "../memory/address.ts";
 import type { PhysicalMemory } from "../memory/physical.ts";
 import { type AddressSpace, rootTable } from "../memory/space.ts";
+import { PTE_RW, PTE_US } from "../memory/translate.ts";
 import {
   ALLOW,
   type GpaHook,
@@ -24,7 +26,6 @@ import {
   copyMapping,
   type Mapping,
   type MappingChange,
-  PAGE_SIZE,
   SpaceTree,
   TableNode,
   TablePage,
@@ -893,7 +894,7 @@ function entryMapping(format: EntryFormat, lo: number, hi: number, out: Mapping)
   const page = entryKind(format, lo, hi) === ENTRY_PAGE;
   out.gpa = page ? entryPage(format, lo, hi) : -1;
   out.pageSize = page ? format.size : 0;
-  out.writable = page && (lo & 2) !== 0;
-  out.user = page && (lo & 4) !== 0;
+  out.writable = page && (lo & PTE_RW) !== 0;
+  out.user = page && (lo & PTE_US) !== 0;
   out.nx = !page || hi < 0;
 }

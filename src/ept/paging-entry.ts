@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+import { PAGE_SIZE } from "../memory/address.ts";
 import type { AddressSpace } from "../memory/space.ts";
 import {
   PTE_P,
@@ -129,5 +130,5 @@ export function addressBounds(space: AddressSpace): { start: number; middle: num
 export function isPageRange(space: AddressSpace, start: number, end: number): boolean {
   const bounds = addressBounds(space);
   if (!(start >= bounds.start && start < end && end <= bounds.end)) return false;
-  return start % 4096 === 0 && end % 4096 === 0;
+  return start % PAGE_SIZE === 0 && end % PAGE_SIZE === 0;
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 import type { Vm } from "../bridge/index.ts";
+import { PAGE_SIZE } from "../memory/address.ts";
 import type { GpaHooks, ShownPage } from "./gpa-hooks.ts";
 
-const PAGE_SIZE = 4096;
 /** Spare pages asked of the backend at a time. */
 const CHUNK = 16;
 

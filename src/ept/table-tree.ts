@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 import type { Vcpu } from "../bridge/index.ts";
+import { PAGE_SIZE } from "../memory/address.ts";
 import { type AddressSpace, rootTable } from "../memory/space.ts";
+import { PTE_RW, PTE_US } from "../memory/translate.ts";
 import type { GpaHook, HookAction, PageAccess } from "./gpa-hooks.ts";
 import {
   ENTRY_NONE,
@@ -17,9 +19,6 @@ import {
  * copies of their watched entries, and for each address space a tree of the places at which they serve.
  */
 
-const RW = 2;
-const US = 4;
-export const PAGE_SIZE = 4096;
 /** Bytes by which hooks grow: the part of a page that the CPU can watch alone (sub-page permissions). */
 const GRAIN = 128;
 
@@ -406,8 +405,8 @@ export class SpaceTree {
       const kind = entryKind(format, lo, hi);
       if (kind === ENTRY_NONE) break;
       if (format.rights) {
-        if ((lo & RW) === 0) out.writable = false;
-        if ((lo & US) === 0) out.user = false;
+        if ((lo & PTE_RW) === 0) out.writable = false;
+        if ((lo & PTE_US) === 0) out.user = false;
         if (hi < 0) out.nx = true;
       }
       if (kind === ENTRY_PAGE) {

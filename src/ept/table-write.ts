@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 import { HVI_EXIT_EPT, HVI_EXIT_STEP, type Vcpu } from "../bridge/index.ts";
+import { PAGE_SIZE } from "../memory/address.ts";
 import type { Continuation } from "./gpa-hooks.ts";
 
 /** Bytes of a write that are kept: the widest store has 64. */
@@ -64,6 +65,6 @@ export class TableWrite implements Continuation {
   isOver(vcpu: Vcpu): boolean {
     if (vcpu !== this.vcpu) return false;
     if (vcpu.exitReason === HVI_EXIT_STEP || vcpu.rip !== this.rip) return true;
-    return vcpu.exitReason === HVI_EXIT_EPT && Math.floor(vcpu.exitGpa / 4096) === this.gfn;
+    return vcpu.exitReason === HVI_EXIT_EPT && Math.floor(vcpu.exitGpa / PAGE_SIZE) === this.gfn;
   }
 }

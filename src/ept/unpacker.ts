@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 import { HVI_W, HVI_X, type Vcpu } from "../bridge/index.ts";
+import { pageOf } from "../memory/address.ts";
 import { type AddressSpace, rootTable } from "../memory/space.ts";
 import { ALLOW, type PageAccess } from "./gpa-hooks.ts";
 import type { GvaHook, GvaHooks } from "./gva-hooks.ts";
@@ -57,7 +58,7 @@ export class Unpacker {
    * @returns undefined when the space cannot have the address
    */
   watch(space: AddressSpace, gva: number, events: UnpackerEvents): UnpackerPage | undefined {
-    const page = new UnpackerPage(space, Math.floor(gva / 4096) * 4096, events);
+    const page = new UnpackerPage(space, pageOf(gva), events);
     this.#pages.add(page);
     this.rearm(page);
     if (page.writeHook !== undefined) return page;

@@ -36,6 +36,11 @@ export function gpaFromHalves(lo: number, hi: number): Gpa {
 export function pageOf(address: number): number {
   return Math.floor(address / PAGE_SIZE) * PAGE_SIZE;
 }
+/** Bytes from the start of its page to an address, which may be negative. */
+export function pageOffset(address: number): number {
+  const rest = address % PAGE_SIZE;
+  return rest < 0 ? rest + PAGE_SIZE : rest;
+}
 /** The first page boundary from an address on. */
 export function pageEnd(address: number): number {
   return Math.ceil(address / PAGE_SIZE) * PAGE_SIZE;

@@ -22,3 +22,8 @@ export function rootTable(mode: PagingMode, cr3: number): number {
   if (mode === "32" || mode === "pae") return low;
   return (Math.floor(cr3 / TWO32) & 0xfffff) * TWO32 + low;
 }
+
+/** Whether two spaces translate by the same tables, whatever the PCID. */
+export function sameTables(a: AddressSpace, b: AddressSpace): boolean {
+  return a.mode === b.mode && rootTable(a.mode, a.root) === rootTable(b.mode, b.root);
+}
