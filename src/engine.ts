@@ -113,15 +113,9 @@ export class Engine {
     return this.core.handle(vcpu);
   }
 
-  /** As a device would: see Introspection. */
-  mayWrite(vcpu: Vcpu, gva: number, gpa: number, size: number): boolean {
-    return this.core.mayWrite(vcpu, gva, gpa, size);
-  }
-  wrote(gpa: number): void {
-    this.core.wrote(gpa);
-  }
-  overlay(gpa: number, bytes: Uint8Array): void {
-    this.core.overlay(gpa, bytes);
+  /** What devices ask before they go past the EPT. */
+  get guard(): Introspection {
+    return this.core;
   }
 
   /** Guest TSC at which `poll` is due; Infinity when nothing waits. */

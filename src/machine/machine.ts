@@ -102,7 +102,8 @@ export type RunResult =
   | { kind: "died"; why: string; dump: string };
 
 /** What looks at exits before the devices do: the introspection engine. */
-export interface ExitObserver extends DeviceGuard {
+export interface ExitObserver {
+  readonly guard: DeviceGuard;
   /** True when the exit was dealt with and the reply is set. */
   handle(vcpu: Vcpu): boolean;
   /** Guest TSC at which poll() is due, or Infinity. */
@@ -178,7 +179,7 @@ export class Machine {
     });
     this.#apics = this.platform.lapics.apics;
     this.#mmio = new MmioEmulator(vm.ram, this.platform.mmio);
-    this.#stringIo = new StringIo(vm, this.platform.ports, () => this.observer);
+    this.#stringIo = new StringIo(vm, this.platform.ports, () => this.observer?.guard);
     this.platform.lapics.onTpr = (id, tpr) => {
       vm.vcpus[id].cr8 = tpr >> 4;
     };
