@@ -51,6 +51,8 @@ test("regions are found by address, right and the object's type", () => {
   expect(module.find(GVA + 0x1fff, HVI_R)).toBe(data);
   expect(module.find(GVA + 0x3000)).toBeUndefined();
   expect(objects.find(where.root, GVA + 0x1800, "table")).toBe(entries);
+  // A PCID does not make another space.
+  expect(objects.find(where.root + 5, GVA + 0x1800, "table")).toBe(entries);
   expect(objects.find(where.root, GVA + 0x1808, "table")).toBeUndefined();
   expect(objects.find(where.root + 0x1000, GVA)).toBeUndefined();
   expect(objects.ofType("module")).toEqual([module]);

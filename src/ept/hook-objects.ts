@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 import { pageOffset } from "../memory/address.ts";
-import type { AddressSpace } from "../memory/space.ts";
+import { type AddressSpace, rootTable } from "../memory/space.ts";
 import type { HookAction, PageAccess } from "./gpa-hooks.ts";
 import type { GvaHook, GvaHooks } from "./gva-hooks.ts";
 
@@ -171,10 +171,15 @@ export class HookObjects {
     return [...this.#objects].filter((object) => object.type === type);
   }
 
-  /** The first region of any object under a root with an address and, when given, a type. */
+  /**
+   * The first region of any object under a root with an address and, when given, a type.
+   * @param root CR3, PCID bits allowed
+   */
   find(root: number, gva: number, type?: string): HookRegion | undefined {
     for (const object of this.#objects) {
-      if (object.space.root !== root || (type !== undefined && object.type !== type)) continue;
+      const { mode } = object.space;
+      if (rootTable(mode, object.space.root) !== rootTable(mode, root)) continue;
+      if (type !== undefined && object.type !== type) continue;
       const region = object.find(gva);
       if (region !== undefined) return region;
     }
